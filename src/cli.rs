@@ -51,6 +51,82 @@ pub(crate) enum Command {
 pub(crate) enum BenchCommand {
     /// Rollouts a second with several numbers of generators, against what is possible; over engines that only take time.
     Throughput(ThroughputArgs),
+    /// Tokens a second of greedy decoding, against what memory and arithmetic allow.
+    Decode(DecodeArgs),
+    /// Seconds of whole iterations of policy training, on random prompts and score heads.
+    Train(BenchTrainArgs),
+}
+
+#[derive(Debug, Args)]
+#[group(id = "subject", required = true, multiple = false, args = ["model", "tiny"])]
+pub(crate) struct BenchTrainArgs {
+    /// The model directory of the policy, whose size the other models are of too.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) model: Option<PathBuf>,
+    /// 4 layers of width 128 and a vocabulary of 512, with random weights.
+    #[arg(long)]
+    pub(crate) tiny: bool,
+    /// `cpu`, or `cuda:0` for the first GPU.
+    #[arg(long, default_value = "cpu")]
+    pub(crate) device: String,
+    /// CPU threads for one tensor operation; 0 means one for each core.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) threads: usize,
+    /// Prompts of an iteration, each with one response.
+    #[arg(long, default_value_t = 32)]
+    pub(crate) prompts: usize,
+    /// Length of each prompt.
+    #[arg(long, default_value_t = 32)]
+    pub(crate) prompt_tokens: usize,
+    /// Length of each response.
+    #[arg(long, default_value_t = 64)]
+    pub(crate) new_tokens: usize,
+    /// One critic for each stream, or one with two heads.
+    #[arg(long, default_value = "separate")]
+    pub(crate) critics: CriticLayout,
+    /// What the matrix products are computed in.
+    #[arg(long, default_value = "f32")]
+    pub(crate) precision: Precision,
+    /// Iterations to measure, after one that is not; medians are shown.
+    #[arg(long, default_value_t = 5)]
+    pub(crate) iterations: usize,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// How values are estimated.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub(crate) enum CriticLayout {
+    /// A critic for the reward stream and one for the cost stream.
+    Separate,
+    /// One critic with a head for each.
+    TwoHeaded,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DecodeArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// Numbers of sequences decoded together.
+    #[arg(long, value_delimiter = ',', default_value = "1,8,32")]
+    pub(crate) batch: Vec<usize>,
+    /// Length of each prompt, of tokens drawn at random.
+    #[arg(long, default_value_t = 64)]
+    pub(crate) prompt_tokens: usize,
+    /// Length of each response.
+    #[arg(long, default_value_t = 64)]
+    pub(crate) new_tokens: usize,
+    /// What matrix products are computed in.
+    #[arg(long, default_value = "f32")]
+    pub(crate) precision: Precision,
+    /// Times that everything is measured; medians are shown.
+    #[arg(long, default_value_t = 5)]
+    pub(crate) repeats: usize,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -178,6 +254,12 @@ pub(crate) struct GenerateArgs {
     /// Sequences decoded at once.
     #[arg(long, default_value_t = 32)]
     pub(crate) rows: usize,
+    /// Answers to each prompt, which is read once for all of them; they follow one another in the output.
+    #[arg(long, default_value_t = 1)]
+    pub(crate) samples: usize,
+    /// What matrix products are computed in.
+    #[arg(long, default_value = "f32")]
+    pub(crate) precision: Precision,
     /// Seed of the samples.
     #[arg(long, default_value_t = 0)]
     pub(crate) seed: u64,
@@ -258,6 +340,24 @@ pub(crate) enum Dtype {
     Bf16,
     /// float16.
     F16,
+}
+
+/// Number types of matrix products.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum Precision {
+    /// float32.
+    F32,
+    /// bfloat16, with sums in float32.
+    Bf16,
+}
+
+impl From<Precision> for saddle_lm::Precision {
+    fn from(precision: Precision) -> Self {
+        match precision {
+            Precision::F32 => Self::F32,
+            Precision::Bf16 => Self::Bf16,
+        }
+    }
 }
 
 #[derive(Debug, Args)]

@@ -173,6 +173,7 @@ impl Meters {
             "importance_truncated_ratio" => catalogue::IMPORTANCE_TRUNCATED.of(telemetry, []),
             "entropy" => catalogue::ENTROPY.of(telemetry, []),
             "clip_ratio" => catalogue::CLIP.of(telemetry, []),
+            "log_prob_gap" => catalogue::LOG_PROB_GAP.of(telemetry, []),
             "updates_skipped_rejected" => return skipped("rejected"),
             "updates_skipped_drift" => return skipped("drift"),
             "updates_skipped_non_finite" => return skipped("non_finite"),

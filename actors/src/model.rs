@@ -8,7 +8,9 @@ use crate::engine::{Cache, EngineError, Engines, Generate, Learn, Score, Verdict
 use crate::shared::lock;
 use saddle_core::{PolicyVersion, Prompt, PromptOrdinal, Rollout, ScoredRollout};
 use saddle_flow::Snapshot;
-use saddle_lm::{DecodeSettings, Decoder, DecoderHead, DecodingBatch, LmError, Normalizer, Policy, ScoreModel};
+use saddle_lm::{
+    DecodeSettings, Decoder, DecoderHead, DecodingBatch, DecodingWeights, LmError, Normalizer, Policy, ScoreModel,
+};
 use saddle_training::config::{StagePlacement, TrainConfig};
 use saddle_training::{Judges, Learner, Scorer, TrainingError, normalised, reference_log_probs, score_rollouts};
 use std::sync::{Arc, Mutex};
@@ -151,7 +153,7 @@ pub struct ModelGenerator {
 
 #[derive(Debug)]
 struct Loaded {
-    policy: Policy,
+    weights: DecodingWeights,
     version: PolicyVersion,
     batch: DecodingBatch,
 }
@@ -163,23 +165,24 @@ impl Generate<Frozen<Policy>> for ModelGenerator {
 
     fn load(&mut self, weights: &Snapshot<PolicyVersion, Frozen<Policy>>, cache: Cache) -> Result<(), EngineError> {
         let policy = weights.value.on(self.device).map_err(TrainingError::from)?;
+        let ready = DecodingWeights::new(&policy, self.settings.precision).map_err(TrainingError::from)?;
         let mut batch = match self.loaded.take() {
             Some(loaded) => loaded.batch,
-            None => DecodingBatch::new(&policy, self.settings.clone(), self.rows, self.capacity)
+            None => DecodingBatch::new(&ready, self.settings.clone(), self.rows, self.capacity)
                 .map_err(TrainingError::from)?,
         };
         if cache == Cache::Rebuild {
-            batch.rebuild(&policy).map_err(TrainingError::from)?;
+            batch.rebuild(&ready).map_err(TrainingError::from)?;
         }
-        self.loaded = Some(Loaded { policy, version: weights.version, batch });
+        self.loaded = Some(Loaded { weights: ready, version: weights.version, batch });
         Ok(())
     }
 
     fn advance(&mut self, prompts: Vec<Prompt>) -> Result<Vec<Rollout>, EngineError> {
         let without = || EngineError::Failed("the generator has no weights yet".to_owned());
-        let Loaded { policy, version, batch } = self.loaded.as_mut().ok_or_else(without)?;
-        let mut ended = batch.admit(policy, *version, prompts).map_err(TrainingError::from)?;
-        ended.extend(batch.step(policy, *version).map_err(TrainingError::from)?);
+        let Loaded { weights, version, batch } = self.loaded.as_mut().ok_or_else(without)?;
+        let mut ended = batch.admit(weights, *version, prompts).map_err(TrainingError::from)?;
+        ended.extend(batch.step(weights, *version).map_err(TrainingError::from)?);
         Ok(ended)
     }
 

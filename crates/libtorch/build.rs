@@ -5,7 +5,9 @@ use std::path::PathBuf;
 
 fn main() {
     println!("cargo:rerun-if-env-changed=LIBTORCH");
-    println!("cargo:rerun-if-changed=src/shim.cpp");
+    for file in ["shim.cpp", "kernels.cpp", "kernels.h"] {
+        println!("cargo:rerun-if-changed=src/{file}");
+    }
     let root = PathBuf::from(env::var_os("LIBTORCH").expect("LIBTORCH is not set; build inside the repository"));
     let include = root.join("include");
     assert!(include.is_dir(), "there is no libtorch in {}; remedy: make setup", root.display());
@@ -19,7 +21,26 @@ fn main() {
         .flag(include)
         .file("src/shim.cpp")
         .compile("saddle_libtorch");
+    kernels("baseline", 4, &[]);
+    if env::var("CARGO_CFG_TARGET_ARCH").is_ok_and(|arch| arch == "x86_64") {
+        kernels("avx2", 8, &["-mavx2", "-mfma"]);
+        kernels("avx512", 16, &["-mavx512f", "-mavx512bw", "-mavx512vl", "-mfma"]);
+    }
     println!("cargo:rustc-link-search=native={}", root.join("lib").display());
     println!("cargo:rustc-link-lib=torch_cpu");
     println!("cargo:rustc-link-lib=c10");
+}
+
+/// Compiles the kernels for one instruction set; always optimised, since nothing else makes them what they are.
+fn kernels(set: &str, lanes: usize, flags: &[&str]) {
+    let mut build = cc::Build::new();
+    build.cpp(true).std("c++17").opt_level(3).debug(false).flag("-ffp-contract=fast");
+    for flag in flags {
+        build.flag(flag);
+    }
+    build
+        .define("SADDLE_LANES", lanes.to_string().as_str())
+        .define("SADDLE_KERNELS", format!("kernels_{set}").as_str())
+        .file("src/kernels.cpp")
+        .compile(&format!("saddle_kernels_{set}"));
 }

@@ -12,6 +12,8 @@ use serde_json::{Map, Value, json};
 
 /// Prompts that are read, answered and written together; the order of the output is that of the input.
 const CHUNK_PROMPTS: usize = 1024;
+/// More answers to one prompt than anybody reads; a larger number is a slip.
+const SAMPLES_LIMIT: usize = 1024;
 
 pub(super) fn generate(args: &GenerateArgs) -> Result<(), Failure> {
     let sampling = sampling(args)?;
@@ -22,12 +24,13 @@ pub(super) fn generate(args: &GenerateArgs) -> Result<(), Failure> {
         max_new_tokens: args.max_new_tokens,
         stop_tokens: stop_tokens(&policy, &tokenizer)?,
         seed: args.seed,
+        precision: args.precision.into(),
     };
     let longest = policy.config().max_position_embeddings;
     let (mut lines, mut output) = args.stream.open()?;
     let mut ordinal = 0;
     loop {
-        let chunk = lines.take(CHUNK_PROMPTS)?;
+        let chunk = lines.take(CHUNK_PROMPTS.div_ceil(args.samples))?;
         if chunk.is_empty() {
             return output.finish();
         }
@@ -40,12 +43,16 @@ pub(super) fn generate(args: &GenerateArgs) -> Result<(), Failure> {
                     lines.place(*line, format!("the prompt has {length} tokens, the model reads {longest}")),
                 ));
             }
-            prompts.push(Prompt { ordinal: PromptOrdinal(ordinal), tokens, kind: None });
-            ordinal += 1;
+            for _ in 0..args.samples {
+                prompts.push(Prompt { ordinal: PromptOrdinal(ordinal), tokens: tokens.clone(), kind: None });
+                ordinal += 1;
+            }
         }
         let rollouts = saddle_lm::generate(&policy, PolicyVersion(0), prompts, settings.clone(), args.rows)?;
-        for ((_, row), rollout) in chunk.into_iter().zip(rollouts) {
-            output.write(&answered(row, &rollout, tokenizer.decode(&rollout.tokens, true)?))?;
+        for ((_, row), samples) in chunk.into_iter().zip(rollouts.chunks_exact(args.samples)) {
+            for rollout in samples {
+                output.write(&answered(row.clone(), rollout, tokenizer.decode(&rollout.tokens, true)?))?;
+            }
         }
     }
 }
@@ -60,6 +67,7 @@ fn sampling(args: &GenerateArgs) -> Result<Sampling, Failure> {
         (args.top_p > 0.0 && args.top_p <= 1.0, "--top-p: must be above 0 and at most 1"),
         (args.max_new_tokens > 0, "--max-new-tokens: must be at least 1"),
         (args.rows > 0, "--rows: must be at least 1"),
+        ((1..=SAMPLES_LIMIT).contains(&args.samples), "--samples: must be in 1..=1024"),
     ] {
         if !holds {
             return Err(Failure::usage(message));

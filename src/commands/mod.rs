@@ -41,6 +41,8 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
         Command::World(args) => world(&args),
         Command::Judge(args) => judge::judge(&args),
         Command::Bench(BenchCommand::Throughput(args)) => bench::throughput(&args),
+        Command::Bench(BenchCommand::Decode(args)) => bench::decode(&args),
+        Command::Bench(BenchCommand::Train(args)) => bench::train(&args),
         Command::Doctor(args) => doctor(&args),
         Command::ConfigReference => {
             print(reference::markdown());

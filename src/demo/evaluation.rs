@@ -7,7 +7,7 @@ use crate::stages::stop_tokens;
 use saddle_core::{Finish, PolicyVersion, Prompt, PromptOrdinal};
 use saddle_data::Split;
 use saddle_data::world::World;
-use saddle_lm::{DecodeSettings, ModelKind, Sampling, generate};
+use saddle_lm::{DecodeSettings, ModelKind, Precision, Sampling, generate};
 use saddle_store::{Decoding, ResponseRecord, RunDirectory};
 use saddle_training::{PolicyModel, Scorer, encode_prompt};
 use std::path::Path;
@@ -43,6 +43,7 @@ pub(super) fn evaluate(config: &DemoConfig, world: &World, run: &RunDirectory) -
                 max_new_tokens: config.train.generation.max_new_tokens,
                 stop_tokens: stop_tokens(&policy, &tokenizer)?,
                 seed: config.train.run.seed.wrapping_add(1),
+                precision: Precision::F32,
             };
             let rollouts = generate(&policy, PolicyVersion(0), prompts, settings, config.train.generation.rows)?;
             let budget = config.train.ppo.micro_batch_tokens;

@@ -3,6 +3,7 @@
 mod asynchronous;
 mod bad_input;
 mod correction;
+mod decoding;
 mod determinism;
 mod dpo;
 mod import;

@@ -45,6 +45,13 @@ pub enum LibtorchError {
         limit: usize,
     },
 
+    /// A tensor that a kernel cannot take.
+    #[error("a kernel refuses its operands: {message}")]
+    Operand {
+        /// What is needed, and what was given.
+        message: String,
+    },
+
     /// A C++ exception.
     #[error("libtorch failed at {operation}: {message}")]
     Exception {
@@ -53,4 +60,10 @@ pub enum LibtorchError {
         /// The exception's own words.
         message: String,
     },
+}
+
+impl From<tch::TchError> for LibtorchError {
+    fn from(error: tch::TchError) -> Self {
+        Self::Exception { operation: "a tensor operation", message: error.to_string() }
+    }
 }

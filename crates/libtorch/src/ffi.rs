@@ -4,7 +4,7 @@
 //! the same way. On a message the out-parameters are untouched. No function keeps a pointer that it is given.
 #![expect(unsafe_code, reason = "the border to C++")]
 
-use std::ffi::{CStr, CString, c_char, c_int};
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::path::{Path, PathBuf};
 
 use crate::LibtorchError;
@@ -19,6 +19,54 @@ unsafe extern "C" {
     fn saddle_set_threads(threads: c_int) -> *mut c_char;
     fn saddle_threads(threads: *mut c_int) -> *mut c_char;
     fn saddle_use_deterministic_algorithms(enabled: bool) -> *mut c_char;
+    fn saddle_panel() -> i64;
+    fn saddle_linear(
+        products: *const Product,
+        count: i64,
+        input: *const f32,
+        rows: i64,
+        depth: i64,
+        bf16: bool,
+    ) -> *mut c_char;
+    fn saddle_attend(attention: *const Attention, tokens: i64, longest: i64) -> *mut c_char;
+    fn saddle_rms_norm(
+        input: *const f32,
+        weight: *const f32,
+        epsilon: f64,
+        rows: i64,
+        width: i64,
+        out: *mut f32,
+    ) -> *mut c_char;
+    fn saddle_swiglu(gate: *const f32, up: *const f32, out: *mut f32, count: i64) -> *mut c_char;
+}
+
+/// `Product` of `kernels.h`.
+#[repr(C)]
+pub(crate) struct Product {
+    pub(crate) weight: *const c_void,
+    pub(crate) bias: *const f32,
+    pub(crate) out: *mut f32,
+    pub(crate) outputs: i64,
+}
+
+/// `Attention` of `kernels.h`.
+#[repr(C)]
+pub(crate) struct Attention {
+    pub(crate) query: *const f32,
+    pub(crate) key: *const f32,
+    pub(crate) value: *const f32,
+    pub(crate) keys: *mut f32,
+    pub(crate) values: *mut f32,
+    pub(crate) rows: *const i64,
+    pub(crate) positions: *const i64,
+    pub(crate) cosine: *const f32,
+    pub(crate) sine: *const f32,
+    pub(crate) out: *mut f32,
+    pub(crate) heads: i64,
+    pub(crate) kv_heads: i64,
+    pub(crate) head_size: i64,
+    pub(crate) capacity: i64,
+    pub(crate) window: i64,
 }
 
 /// Takes over a string from the shim; `None` for null.
@@ -93,4 +141,50 @@ pub(crate) fn threads() -> Result<usize, LibtorchError> {
 pub(crate) fn use_deterministic_algorithms(enabled: bool) -> Result<(), LibtorchError> {
     // SAFETY: takes a plain flag.
     checked("choosing deterministic algorithms", unsafe { saddle_use_deterministic_algorithms(enabled) })
+}
+
+/// Outputs side by side in a packed weight on this CPU.
+pub(crate) fn panel() -> i64 {
+    // SAFETY: takes nothing, reads what the CPU can do.
+    unsafe { saddle_panel() }
+}
+
+/// Each product's `[rows, outputs]` from `input` `[rows, depth]`. The caller, [`crate::kernels`], has checked that every
+/// pointer is to a contiguous CPU tensor of the size that `kernels.h` names, that lives beyond the call, and that no
+/// other tensor shares the memory of an `out`.
+pub(crate) fn linear(
+    products: &[Product],
+    input: *const f32,
+    rows: i64,
+    depth: i64,
+    bf16: bool,
+) -> Result<(), LibtorchError> {
+    let count = products.len() as i64;
+    // SAFETY: the pointers are as the caller has checked; the shim writes nothing but the `out`s.
+    checked("a product", unsafe { saddle_linear(products.as_ptr(), count, input, rows, depth, bf16) })
+}
+
+/// Attention of `tokens` tokens, none of which stands at or beyond position `longest`. Pointers are as [`linear`] says, and each
+/// token's row and position lie within the cache.
+pub(crate) fn attend(attention: &Attention, tokens: i64, longest: i64) -> Result<(), LibtorchError> {
+    // SAFETY: the pointers and indices are as the caller has checked; the shim writes `keys`, `values` and `out` only.
+    checked("attention", unsafe { saddle_attend(attention, tokens, longest) })
+}
+
+/// Pointers are as [`linear`] says.
+pub(crate) fn rms_norm(
+    input: *const f32,
+    weight: *const f32,
+    epsilon: f64,
+    (rows, width): (i64, i64),
+    out: *mut f32,
+) -> Result<(), LibtorchError> {
+    // SAFETY: the pointers are as the caller has checked; the shim writes `out` only.
+    checked("a norm", unsafe { saddle_rms_norm(input, weight, epsilon, rows, width, out) })
+}
+
+/// Pointers are as [`linear`] says, each to `count` numbers.
+pub(crate) fn swiglu(gate: *const f32, up: *const f32, out: *mut f32, count: i64) -> Result<(), LibtorchError> {
+    // SAFETY: the pointers are as the caller has checked; the shim writes `out` only.
+    checked("a gate", unsafe { saddle_swiglu(gate, up, out, count) })
 }

@@ -1,12 +1,15 @@
 //! What `tch` lacks, by a thin C++ shim over libtorch: loading CUDA at run time, intra-op threads per thread,
-//! deterministic algorithms, and what the loaded library is.
+//! deterministic algorithms, what the loaded library is, and [`kernels`] for decoding on a CPU.
 //!
-//! The shim is one C++ file, compiled against the libtorch that `make setup` fetched, and one `unsafe` Rust file. C++
-//! exceptions are caught at the border and become [`LibtorchError`].
+//! The shim is one C++ file, compiled against the libtorch that `make setup` fetched, and one `unsafe` Rust file; the
+//! kernels are one more C++ file, compiled once for each instruction set. C++ exceptions are caught at the border and
+//! become [`LibtorchError`].
 
 mod cuda;
 mod error;
 mod ffi;
+pub mod kernels;
+pub mod peaks;
 
 pub use cuda::{CudaStatus, device, load_cuda};
 pub use error::LibtorchError;

@@ -11,11 +11,15 @@
 
 #include <dlfcn.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <stdexcept>
 #include <string>
 #include <typeinfo>
+#include <vector>
+
+#include "kernels.h"
 
 namespace {
 
@@ -31,6 +35,29 @@ char *guarded(Body body) noexcept {
   } catch (...) {
     return strdup("an exception of unknown type");
   }
+}
+
+// The widest kernels that this CPU runs.
+const saddle::Kernels &kernels() {
+#ifdef __x86_64__
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")) {
+    return saddle::kernels_avx512;
+  }
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+    return saddle::kernels_avx2;
+  }
+#endif
+  return saddle::kernels_baseline;
+}
+
+// A thread is worth waking for so many multiplications.
+constexpr int64_t GRAIN = 1 << 19;
+
+// Calls body(begin, end) on this thread's threads; each item costs about `multiplications`.
+template <typename Body>
+void share_out(int64_t items, int64_t multiplications, Body body) {
+  at::parallel_for(0, items, std::max<int64_t>(1, GRAIN / std::max<int64_t>(1, multiplications)), body);
 }
 
 }  // namespace
@@ -93,6 +120,56 @@ char *saddle_use_deterministic_algorithms(bool enabled) {
     at::globalContext().setDeterministicAlgorithms(enabled, /*warn_only=*/false);
     // Would fill every fresh tensor to expose reads of uninitialised memory: a debugging aid, at the price of a pass.
     at::globalContext().setDeterministicFillUninitializedMemory(false);
+  });
+}
+
+int64_t saddle_panel() { return kernels().panel; }
+
+char *saddle_linear(const saddle::Product *products, int64_t count, const float *input, int64_t rows, int64_t depth,
+                    bool bf16) {
+  return guarded([&] {
+    const saddle::Kernels &each = kernels();
+    const auto panels = [&](const saddle::Product &product) { return (product.outputs + each.panel - 1) / each.panel; };
+    int64_t all = 0;
+    for (int64_t index = 0; index < count; index++) all += panels(products[index]);
+    // With few rows the time is that of reading the weights: as long as that of four rows' multiplications.
+    share_out(all, depth * each.panel * std::max<int64_t>(rows, 4), [&](int64_t begin, int64_t end) {
+      for (int64_t index = 0; index < count; index++) {
+        const int64_t here = panels(products[index]);
+        if (begin < std::min(here, end)) {
+          (bf16 ? each.linear_bf16 : each.linear_f32)(products[index], input, rows, depth, begin, std::min(here, end));
+        }
+        begin = std::max<int64_t>(begin - here, 0), end -= here;
+      }
+    });
+  });
+}
+
+char *saddle_attend(const saddle::Attention *attention, int64_t tokens, int64_t longest) {
+  return guarded([&] {
+    const saddle::Kernels &each = kernels();
+    const saddle::Attention &a = *attention;
+    share_out(tokens, a.kv_heads * a.head_size * 8, [&](int64_t begin, int64_t end) { each.store(a, begin, end); });
+    const int64_t group = a.heads / a.kv_heads;
+    share_out(tokens * a.kv_heads, 4 * longest * group * a.head_size, [&](int64_t begin, int64_t end) {
+      std::vector<float> scratch(longest + 2 * a.head_size);
+      each.attend(a, scratch.data(), begin, end);
+    });
+  });
+}
+
+char *saddle_rms_norm(const float *input, const float *weight, double epsilon, int64_t rows, int64_t width,
+                      float *out) {
+  return guarded([&] {
+    share_out(rows, 4 * width, [&](int64_t begin, int64_t end) {
+      kernels().rms_norm(input, weight, epsilon, width, out, begin, end);
+    });
+  });
+}
+
+char *saddle_swiglu(const float *gate, const float *up, float *out, int64_t count) {
+  return guarded([&] {
+    share_out(count, 32, [&](int64_t begin, int64_t end) { kernels().swiglu(gate, up, out, begin, end); });
   });
 }
 

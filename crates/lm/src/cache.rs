@@ -1,6 +1,7 @@
 //! The key-value cache of a decoding batch: one row a sequence, rows packed at the front.
 
 use crate::{DecoderConfig, LmError};
+use saddle_libtorch::kernels::{self, Placement};
 use tch::{Device, Kind, Tensor};
 
 /// Keys and values of every layer, each `[rows, capacity, kv_heads, head_size]`.
@@ -92,8 +93,20 @@ impl KvCache {
         Ok((append(&self.keys[layer], key)?, append(&self.values[layer], value)?))
     }
 
-    /// Copies the first `length` entries of row `from` over row `to`, so that rows stay packed when one ends.
-    pub(crate) fn move_row(&mut self, from: i64, to: i64, length: i64) -> Result<(), LmError> {
+    /// Stores one layer's keys and values of tokens, and gives what each takes from its row: see [`kernels::attend`].
+    pub(crate) fn attend(
+        &mut self,
+        layer: usize,
+        new: (&Tensor, &Tensor, &Tensor),
+        (rows, positions): (&[i64], &[i64]),
+        rotary: Option<(&Tensor, &Tensor)>,
+    ) -> Result<Tensor, LmError> {
+        let place = Placement { rows, positions, rotary, window: self.window };
+        Ok(kernels::attend(new, (&mut self.keys[layer], &mut self.values[layer]), &place)?)
+    }
+
+    /// Copies the first `length` entries of row `from` over row `to`.
+    pub(crate) fn copy_row(&mut self, from: i64, to: i64, length: i64) -> Result<(), LmError> {
         for table in self.keys.iter().chain(&self.values) {
             let source = table.f_narrow(0, from, 1)?.f_narrow(1, 0, length)?;
             table.f_narrow(0, to, 1)?.f_narrow(1, 0, length)?.f_copy_(&source)?;

@@ -2,9 +2,11 @@
 //!
 //! Rows are packed: the running ones are always rows `0..running`, so a step costs what is running and nothing else.
 
+use crate::decoding_weights::Entrant;
 use crate::sampling::ResponseRandom;
-use crate::{KvCache, LmError, Policy, Sampling};
+use crate::{DecodingWeights, KvCache, LmError, Policy, Precision, Sampling};
 use saddle_core::{Finish, PolicyVersion, Prompt, PromptOrdinal, Rollout};
+use std::collections::BTreeMap;
 use tch::Tensor;
 
 /// What stays the same for all responses of a run.
@@ -18,6 +20,8 @@ pub struct DecodeSettings {
     pub stop_tokens: Vec<i64>,
     /// Seed of the sampling streams.
     pub seed: u64,
+    /// What decoding computes in.
+    pub precision: Precision,
 }
 
 /// Sequences being decoded together.
@@ -44,14 +48,18 @@ impl Row {
 }
 
 impl DecodingBatch {
-    /// Room for `rows` sequences of up to `capacity` tokens of `policy`'s architecture.
+    /// Room for `rows` sequences of up to `capacity` tokens, decoded with `weights` or others of the same architecture.
     ///
     /// # Errors
     /// Fails if the cache's memory cannot be had.
-    pub fn new(policy: &Policy, settings: DecodeSettings, rows: usize, capacity: usize) -> Result<Self, LmError> {
-        let capacity = capacity.min(policy.config().max_position_embeddings);
-        let cache = KvCache::new(policy.config(), rows, capacity, policy.parameters().flat().kind(), policy.device())?;
-        Ok(Self { settings, cache, rows, capacity, running: Vec::new() })
+    pub fn new(
+        weights: &DecodingWeights,
+        settings: DecodeSettings,
+        rows: usize,
+        capacity: usize,
+    ) -> Result<Self, LmError> {
+        let capacity = capacity.min(weights.policy().config().max_position_embeddings);
+        Ok(Self { settings, cache: weights.cache(rows, capacity)?, rows, capacity, running: Vec::new() })
     }
 
     /// How many more sequences fit now.
@@ -66,14 +74,15 @@ impl DecodingBatch {
         self.running.len()
     }
 
-    /// Takes up `prompts`, at most [`Self::free`] of them, and samples the first token of each under `policy`. Returns
-    /// the rollouts that are already over; a prompt that leaves no room for an answer comes back with an empty one.
+    /// Takes up `prompts`, at most [`Self::free`] of them, and samples the first token of each under `weights`. A prompt
+    /// that several answers are sampled for is read once. Returns the rollouts that are already over; a prompt that leaves
+    /// no room for an answer comes back with an empty one.
     ///
     /// # Errors
     /// [`LmError::Mismatch`] if there are too many; else if libtorch fails.
     pub fn admit(
         &mut self,
-        policy: &Policy,
+        weights: &DecodingWeights,
         version: PolicyVersion,
         prompts: Vec<Prompt>,
     ) -> Result<Vec<Rollout>, LmError> {
@@ -86,73 +95,105 @@ impl DecodingBatch {
             random: ResponseRandom::new(seed, prompt.ordinal),
             rollout: Rollout { prompt, tokens: vec![], log_probs: vec![], versions: vec![], finish: Finish::Length },
         });
-        let (mut fitting, full): (Vec<Row>, Vec<Row>) =
-            rows.partition(|row| (1..self.capacity).contains(&row.length()));
+        let (fitting, full): (Vec<Row>, Vec<Row>) = rows.partition(|row| (1..self.capacity).contains(&row.length()));
         let mut over: Vec<Rollout> = full.into_iter().map(|row| row.rollout).collect();
         if fitting.is_empty() {
             return Ok(over);
         }
         let first_row = self.running.len();
-        let longest = fitting.iter().map(Row::length).max().unwrap_or(0);
-        let mut tokens = vec![0i64; fitting.len() * longest];
-        let mut last = Vec::with_capacity(fitting.len());
-        for (index, row) in fitting.iter().enumerate() {
-            tokens[index * longest..index * longest + row.length()].copy_from_slice(&row.rollout.prompt.tokens);
-            last.push((index * longest + row.length() - 1) as i64);
+        let shares = weights.shares_prefixes();
+        let mut sources = if shares { self.known_prompts(version) } else { BTreeMap::new() };
+        let (mut new, mut copies) = (vec![], vec![]);
+        for row in fitting {
+            let prompt = &row.rollout.prompt.tokens;
+            if let Some(source) = sources.get(prompt) {
+                copies.push((*source, row));
+                continue;
+            }
+            if shares {
+                sources.insert(prompt.clone(), first_row + new.len());
+            }
+            new.push(row);
         }
-        let tokens = Tensor::f_from_slice(&tokens)?
-            .f_view([fitting.len() as i64, longest as i64])?
-            .f_to_device(policy.device())?;
-        let hidden = policy.trunk().prefill(&tokens, &mut self.cache, first_row as i64)?;
-        let last = Tensor::f_from_slice(&last)?.f_to_device(policy.device())?;
-        let logits = policy.logits(&hidden.f_flatten(0, 1)?.f_index_select(0, &last)?)?;
-        self.running.append(&mut fitting);
-        over.extend(self.extend(&logits, version, first_row)?);
+        let mut logits = Vec::new();
+        for (sources, rows) in [(vec![], new), copies.into_iter().unzip()] {
+            logits.extend(self.take_up(weights, &sources, rows)?);
+        }
+        over.extend(self.extend(&Tensor::f_cat(&logits, 0)?, version, first_row)?);
         Ok(over)
+    }
+
+    /// The prompts whose keys and values under the weights of `version` are in the cache, each with a row that has them.
+    fn known_prompts(&self, version: PolicyVersion) -> BTreeMap<Vec<i64>, usize> {
+        let fresh = |row: &&Row| row.rollout.versions.first() == Some(&version);
+        let running = self.running.iter().enumerate();
+        running.filter(|(_, row)| fresh(row)).map(|(index, row)| (row.rollout.prompt.tokens.clone(), index)).collect()
+    }
+
+    /// Reads the prompts of `rows` into the next rows of the cache, each but for its last token from its row of `sources` where
+    /// there are any. Gives the logits after them; none if there are no rows.
+    fn take_up(
+        &mut self,
+        weights: &DecodingWeights,
+        sources: &[usize],
+        rows: Vec<Row>,
+    ) -> Result<Option<Tensor>, LmError> {
+        if rows.is_empty() {
+            return Ok(None);
+        }
+        let first_row = self.running.len();
+        for (index, source) in sources.iter().enumerate() {
+            let known = rows[index].length() as i64 - 1;
+            self.cache.copy_row(*source as i64, (first_row + index) as i64, known)?;
+        }
+        let entrants: Vec<Entrant<'_>> = rows
+            .iter()
+            .enumerate()
+            .map(|(index, row)| Entrant {
+                tokens: &row.rollout.prompt.tokens,
+                known: if sources.is_empty() { 0 } else { row.length() - 1 },
+                row: first_row + index,
+            })
+            .collect();
+        let logits = weights.read(&entrants, &mut self.cache)?;
+        self.running.extend(rows);
+        Ok(Some(logits))
     }
 
     /// Samples one more token for every running sequence and returns the rollouts that ended with it.
     ///
     /// # Errors
     /// Fails if libtorch does.
-    pub fn step(&mut self, policy: &Policy, version: PolicyVersion) -> Result<Vec<Rollout>, LmError> {
+    pub fn step(&mut self, weights: &DecodingWeights, version: PolicyVersion) -> Result<Vec<Rollout>, LmError> {
         if self.running.is_empty() {
             return Ok(vec![]);
         }
         let _guard = tch::no_grad_guard();
         let newest: Vec<i64> = self.running.iter().filter_map(|row| row.rollout.tokens.last().copied()).collect();
         let positions: Vec<i64> = self.running.iter().map(|row| row.length() as i64 - 1).collect();
-        let step = self.cache.step(&positions)?;
-        let hidden = policy.trunk().step(
-            &Tensor::f_from_slice(&newest)?.f_to_device(policy.device())?,
-            &step,
-            &mut self.cache,
-        )?;
-        let logits = policy.logits(&hidden.f_squeeze_dim(1)?)?;
+        let logits = weights.step(&newest, &positions, &mut self.cache)?;
         self.extend(&logits, version, 0)
     }
 
-    /// Computes the keys and values of everything so far anew, under `policy`: what a sequence goes on from then is what
-    /// `policy` makes of it.
+    /// Computes the keys and values of everything so far anew, under `weights`: what a sequence goes on from then is what
+    /// they make of it.
     ///
     /// # Errors
     /// Fails if libtorch does.
-    pub fn rebuild(&mut self, policy: &Policy) -> Result<(), LmError> {
+    pub fn rebuild(&mut self, weights: &DecodingWeights) -> Result<(), LmError> {
         let _guard = tch::no_grad_guard();
         // The newest token is not in the cache yet: the next step puts it there.
-        let longest = self.running.iter().map(Row::length).max().unwrap_or(1) - 1;
-        if longest == 0 {
-            return Ok(());
+        let known = |row: &Row| {
+            let tokens = row.rollout.prompt.tokens.iter().chain(&row.rollout.tokens).copied();
+            tokens.take(row.length() - 1).collect::<Vec<i64>>()
+        };
+        let sequences: Vec<Vec<i64>> = self.running.iter().map(known).collect();
+        let entrants: Vec<Entrant<'_>> =
+            sequences.iter().enumerate().map(|(row, tokens)| Entrant { tokens, known: 0, row }).collect();
+        if !entrants.is_empty() {
+            // Only what it leaves in the cache is of use.
+            let _ = weights.read(&entrants, &mut self.cache)?;
         }
-        let mut tokens = vec![0i64; self.running.len() * longest];
-        for (row, place) in self.running.iter().zip(tokens.chunks_exact_mut(longest)) {
-            let known = row.rollout.prompt.tokens.iter().chain(&row.rollout.tokens).take(row.length() - 1);
-            place.iter_mut().zip(known).for_each(|(place, token)| *place = *token);
-        }
-        let shape = [self.running.len() as i64, longest as i64];
-        let tokens = Tensor::f_from_slice(&tokens)?.f_view(shape)?.f_to_device(policy.device())?;
-        // Only what it leaves in the cache is of use.
-        let _ = policy.trunk().prefill(&tokens, &mut self.cache, 0)?;
         Ok(())
     }
 
@@ -194,7 +235,7 @@ impl DecodingBatch {
     fn take(&mut self, index: usize) -> Result<Rollout, LmError> {
         let last = self.running.len() - 1;
         if index != last {
-            self.cache.move_row(last as i64, index as i64, self.running[last].length() as i64)?;
+            self.cache.copy_row(last as i64, index as i64, self.running[last].length() as i64)?;
         }
         Ok(self.running.swap_remove(index).rollout)
     }
@@ -213,7 +254,8 @@ pub fn generate(
 ) -> Result<Vec<Rollout>, LmError> {
     let longest = prompts.iter().map(|prompt| prompt.tokens.len()).max().unwrap_or(0);
     let capacity = longest + settings.max_new_tokens;
-    let mut batch = DecodingBatch::new(policy, settings, rows.min(prompts.len()).max(1), capacity)?;
+    let weights = &DecodingWeights::new(policy, settings.precision)?;
+    let mut batch = DecodingBatch::new(weights, settings, rows.min(prompts.len()).max(1), capacity)?;
     let mut rollouts = Vec::with_capacity(prompts.len());
     let mut waiting = prompts.into_iter();
     loop {
@@ -221,8 +263,8 @@ pub fn generate(
         if admitted.is_empty() && batch.running() == 0 {
             break;
         }
-        rollouts.extend(batch.admit(policy, version, admitted)?);
-        rollouts.extend(batch.step(policy, version)?);
+        rollouts.extend(batch.admit(weights, version, admitted)?);
+        rollouts.extend(batch.step(weights, version)?);
     }
     rollouts.sort_by_key(|rollout: &Rollout| rollout.prompt.ordinal);
     Ok(rollouts)

@@ -2,6 +2,7 @@
 //! is about and, where there is one, the remedy.
 
 use saddle_core::Problems;
+use saddle_libtorch::LibtorchError;
 use std::io;
 use std::path::{Path, PathBuf};
 use tch::TchError;
@@ -80,6 +81,9 @@ pub enum LmError {
     /// libtorch refused an operation.
     #[error("libtorch: {0}")]
     Torch(#[from] TchError),
+    /// A kernel of decoding refused an operation.
+    #[error(transparent)]
+    Kernel(#[from] LibtorchError),
 }
 
 impl LmError {

@@ -22,6 +22,13 @@ impl DecoderHead for LanguageModelHead {
     }
 }
 
+impl LanguageModelHead {
+    /// `[vocabulary, hidden]`.
+    pub(crate) fn weight(&self) -> &Tensor {
+        &self.0
+    }
+}
+
 /// What a forward pass says of the response tokens of a batch, each `[batch, response]`, zero outside responses.
 #[derive(Debug)]
 pub struct ResponseLogProbs {

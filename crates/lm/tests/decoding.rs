@@ -2,7 +2,8 @@
 
 use saddle_core::{Finish, PolicyVersion, Prompt, PromptOrdinal, Rollout};
 use saddle_lm::{
-    Architecture, DecodeSettings, DecoderConfig, DecodingBatch, LmError, Policy, Sampling, SequenceBatch, generate,
+    Architecture, DecodeSettings, DecoderConfig, DecodingBatch, DecodingWeights, LmError, Policy, Precision, Sampling,
+    SequenceBatch, generate,
 };
 use tch::Device;
 
@@ -33,7 +34,7 @@ fn config(architecture: Architecture) -> DecoderConfig {
 
 fn settings(temperature: f64) -> DecodeSettings {
     let sampling = Sampling { temperature, top_k: 0, top_p: 1.0 };
-    DecodeSettings { sampling, max_new_tokens: 9, stop_tokens: vec![END], seed: 7 }
+    DecodeSettings { sampling, max_new_tokens: 9, stop_tokens: vec![END], seed: 7, precision: Precision::F32 }
 }
 
 fn prompts(count: u64) -> Vec<Prompt> {
@@ -122,6 +123,8 @@ fn a_prompt_that_fills_the_context_comes_back_with_an_empty_response() {
 
 /// Answers under the weights of `before` for some tokens, then under those of `after`.
 fn answers_across(before: &Policy, after: &Policy, rebuild: bool) -> Result<Vec<Rollout>, LmError> {
+    let before = &DecodingWeights::new(before, Precision::F32)?;
+    let after = &DecodingWeights::new(after, Precision::F32)?;
     let mut batch = DecodingBatch::new(before, settings(1.0), 17, 32)?;
     let mut rollouts = batch.admit(before, PolicyVersion(0), prompts(17))?;
     for _ in 0..3 {
@@ -166,16 +169,17 @@ fn after_a_rebuild_a_response_goes_on_as_the_new_weights_would() {
 fn a_response_that_is_given_up_leaves_the_others_as_they_are() {
     let policy = Policy::fresh(config(Architecture::Llama), 1, Device::Cpu).unwrap();
     let expected = answers(&policy, settings(1.0), 17);
-    let mut batch = DecodingBatch::new(&policy, settings(1.0), 17, 32).unwrap();
-    let mut rollouts = batch.admit(&policy, PolicyVersion(3), prompts(17)).unwrap();
-    rollouts.extend(batch.step(&policy, PolicyVersion(3)).unwrap());
+    let weights = DecodingWeights::new(&policy, Precision::F32).unwrap();
+    let mut batch = DecodingBatch::new(&weights, settings(1.0), 17, 32).unwrap();
+    let mut rollouts = batch.admit(&weights, PolicyVersion(3), prompts(17)).unwrap();
+    rollouts.extend(batch.step(&weights, PolicyVersion(3)).unwrap());
     let longest = expected.iter().max_by_key(|each| each.tokens.len()).unwrap().prompt.ordinal;
     let running = batch.running();
     batch.evict(longest).unwrap();
     batch.evict(PromptOrdinal(99)).unwrap();
     assert_eq!(batch.running(), running - 1);
     while batch.running() > 0 {
-        rollouts.extend(batch.step(&policy, PolicyVersion(3)).unwrap());
+        rollouts.extend(batch.step(&weights, PolicyVersion(3)).unwrap());
     }
     rollouts.sort_by_key(|each| each.prompt.ordinal);
     let others = expected.iter().filter(|each| each.prompt.ordinal != longest);

@@ -91,6 +91,8 @@ catalogue! {
             "How much of the returns' variance the critic explains; 1 is all, 0 is none.";
         KL Gauge "saddle_kl" ["pair"] "nats":
             "Divergence between policies: behaviour_proximal, proximal_current, current_reference.";
+        LOG_PROB_GAP Gauge "saddle_log_prob_gap_nats" [] "nats":
+            "Mean distance of a token's log-prob between generator and learner under equal weights.";
         IMPORTANCE_WEIGHT_MEAN Gauge "saddle_importance_weight_mean" [] "": "Mean importance weight before truncation; near 1 is on-policy.";
         IMPORTANCE_WEIGHT_MAX Gauge "saddle_importance_weight_max" [] "": "Largest importance weight before truncation.";
         IMPORTANCE_ESS Gauge "saddle_importance_ess_ratio" ["level"] "ratio":

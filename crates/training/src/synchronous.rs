@@ -114,6 +114,7 @@ pub fn decode_settings(config: &TrainConfig, stop_tokens: Vec<i64>) -> DecodeSet
         max_new_tokens: generation.max_new_tokens,
         stop_tokens,
         seed: config.run.seed,
+        precision: config.precision.generation,
     }
 }
 

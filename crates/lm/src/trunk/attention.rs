@@ -3,6 +3,7 @@
 use super::layers::{Linear, Norm};
 use super::positions::Placed;
 use crate::{Architecture, DecoderConfig, LmError, Parameters};
+use saddle_libtorch::kernels::PackedWeight;
 use tch::{Device, Kind, Tensor};
 
 /// The projections around one block's attention.
@@ -10,11 +11,11 @@ use tch::{Device, Kind, Tensor};
 pub(super) struct Attention {
     input: Projection,
     /// Norms of query and key heads (Qwen3).
-    norms: Option<(Norm, Norm)>,
+    pub(super) norms: Option<(Norm, Norm)>,
     pub(super) output: Linear,
     heads: i64,
     key_value_heads: i64,
-    head_size: i64,
+    pub(super) head_size: i64,
 }
 
 #[derive(Debug)]
@@ -55,6 +56,16 @@ impl Attention {
             key_value_heads: config.num_key_value_heads as i64,
             head_size: config.head_dim() as i64,
         })
+    }
+
+    /// Query, key and value projections for decoding on a CPU.
+    pub(super) fn pack_input(&self, storage: Kind) -> Result<[PackedWeight; 3], LmError> {
+        match &self.input {
+            Projection::Separate { query, key, value } => {
+                Ok([query.pack(storage)?, key.pack(storage)?, value.pack(storage)?])
+            }
+            Projection::Fused(all) => all.pack_parts(storage),
+        }
     }
 
     /// Query, key and value `[batch, heads, length, head_size]` of `input` `[batch, length, hidden]`.

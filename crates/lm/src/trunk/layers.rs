@@ -1,7 +1,8 @@
 //! Linear layers, norms and feed-forwards.
 
 use crate::{Architecture, DecoderConfig, LmError, Parameters};
-use tch::Tensor;
+use saddle_libtorch::kernels::{self, PackedWeight};
+use tch::{Kind, Tensor};
 
 /// x Wᵀ + b.
 #[derive(Debug)]
@@ -26,6 +27,24 @@ impl Linear {
     /// GPT-2's: `name.weight` `[inputs, outputs]` and `name.bias` `[outputs]`.
     pub(super) fn input_first(name: &str, parameters: &Parameters) -> Result<Self, LmError> {
         Ok(Self { input_first: true, ..Self::biased(name, parameters)? })
+    }
+
+    /// The same layer for decoding on a CPU.
+    pub(super) fn pack(&self, storage: Kind) -> Result<PackedWeight, LmError> {
+        let [whole] = self.pack_parts(storage)?;
+        Ok(whole)
+    }
+
+    /// The same layer with its outputs in `N` equal parts.
+    pub(super) fn pack_parts<const N: usize>(&self, storage: Kind) -> Result<[PackedWeight; N], LmError> {
+        let matrix = if self.input_first { self.weight.f_transpose(0, 1)? } else { self.weight.shallow_clone() };
+        let width = matrix.size()[0] / N as i64;
+        let parts = (0..N as i64).map(|part| {
+            let bias = self.bias.as_ref().map(|bias| bias.f_narrow(0, part * width, width)).transpose()?;
+            Ok(PackedWeight::new(&matrix.f_narrow(0, part * width, width)?, bias.as_ref(), storage)?)
+        });
+        let parts = parts.collect::<Result<Vec<_>, LmError>>()?;
+        Ok(parts.try_into().expect("there is one for each number below N"))
     }
 
     /// `[.., inputs]` to `[.., outputs]`.
@@ -62,6 +81,14 @@ impl Norm {
             None => input.f_rms_norm(shape, Some(&self.weight), self.epsilon)?,
             Some(bias) => input.f_layer_norm(shape, Some(&self.weight), Some(bias), self.epsilon, false)?,
         })
+    }
+
+    /// The same of `input` `[rows, width]`, as decoding on a CPU computes it.
+    pub(super) fn apply_decoding(&self, input: &Tensor) -> Result<Tensor, LmError> {
+        match &self.bias {
+            None => Ok(kernels::rms_norm(input, &self.weight, self.epsilon)?),
+            Some(_) => self.apply(input),
+        }
     }
 }
 

@@ -7,11 +7,13 @@
 
 mod attention;
 mod layers;
+mod packed;
 mod positions;
 
 use crate::{Architecture, DecoderConfig, KvCache, LmError, Parameters};
 use attention::{Attention, attend, window_mask};
 use layers::{FeedForward, Norm};
+pub(crate) use packed::PackedTrunk;
 use positions::{Placed, Positions};
 use tch::Tensor;
 

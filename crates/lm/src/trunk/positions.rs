@@ -54,6 +54,14 @@ impl Positions {
         })
     }
 
+    /// Cosine and sine, `[positions, head_size]` each, where positions are rotary.
+    pub(super) fn rotary_tables(&self) -> Option<(&Tensor, &Tensor)> {
+        match self {
+            Self::Rotary { cosine, sine } => Some((cosine, sine)),
+            Self::Learned(_) => None,
+        }
+    }
+
     fn pick(&self, pick: impl Fn(&Tensor) -> Result<Tensor, LmError>) -> Result<Placed, LmError> {
         Ok(match self {
             Self::Rotary { cosine, sine } => Placed::Rotary { cosine: pick(cosine)?, sine: pick(sine)? },

@@ -15,8 +15,8 @@ pub use asynchronous::{
 };
 pub use correction::{CorrectionKind, CorrectionSection, LambdaVtraceConfig, RejectionSection, TargetsConfig};
 pub use policy_training::{
-    ConstraintSection, Critics, CriticsSection, GenerationSection, PolicySection, PromptsSection, ScorerSection,
-    TrainConfig,
+    ConstraintSection, Critics, CriticsSection, GenerationSection, PolicySection, PrecisionSection, PromptsSection,
+    ScorerSection, TrainConfig,
 };
 pub use ppo::{AdvantageNormalization, PpoSection};
 pub use sections::{

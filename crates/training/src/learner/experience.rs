@@ -8,7 +8,7 @@ use crate::grid::Grid;
 use saddle_algorithms::advantage::{CostAdvantage, lagrangian_advantages, whiten};
 use saddle_algorithms::returns::{Returns, VtraceBounds, dead_band_weights, generalized_advantages, lambda_vtrace};
 use saddle_algorithms::shaping::{KlInputs, cost_stream, reward_stream};
-use saddle_core::{PolicyVersion, ScoredRollout};
+use saddle_core::{PolicyVersion, Rollout, ScoredRollout};
 use tch::no_grad_guard;
 
 /// Everything about a batch that stays the same during its update. Grids and the mask are `[rollouts, width]`.
@@ -24,6 +24,9 @@ pub(super) struct Experience<'a> {
     pub(super) targets: Vec<Grid>,
     pub(super) advantages: Grid,
     pub(super) off_policy: OffPolicy,
+    /// Mean |log μ − log π_k| of the tokens that the current weights have sampled: what decoding a token at a time, and in
+    /// its own precision, does to a log-prob. None where there is no such token.
+    pub(super) log_prob_gap: Option<f64>,
     /// What the policy loss is weighted with; none for plain PPO.
     pub(super) correction: Option<Correction>,
 }
@@ -65,6 +68,7 @@ impl Learner {
         let (outlook, shared) = self.outlook(rollouts, 1 + lambdas.len())?;
         let section = &self.config.correction;
         let off_policy = OffPolicy::measure(rollouts, self.version, (&outlook.proximal, &outlook.mask), section)?;
+        let log_prob_gap = self.log_prob_gap(rollouts, &outlook.proximal);
         let returns = self.returns(rollouts, lambdas.len(), &outlook, &off_policy)?;
         let advantages = self.advantages(&returns, lambdas, &outlook.mask)?;
         let correction = self.correction(&off_policy, outlook.width);
@@ -81,9 +85,24 @@ impl Learner {
             targets,
             advantages,
             off_policy,
+            log_prob_gap,
             correction,
         };
         Ok((experience, shared))
+    }
+
+    fn log_prob_gap(&self, rollouts: &[ScoredRollout], proximal: &Grid) -> Option<f64> {
+        let (mut sum, mut tokens) = (0.0, 0u64);
+        for (each, proximal) in rollouts.iter().zip(proximal.values.chunks_exact(proximal.width)) {
+            let Rollout { log_probs, versions, .. } = &each.rollout;
+            for ((behaviour, version), proximal) in log_probs.iter().zip(versions).zip(proximal) {
+                if *version == self.version {
+                    sum += f64::from((behaviour - proximal).abs());
+                    tokens += 1;
+                }
+            }
+        }
+        (tokens > 0).then(|| sum / tokens as f64)
     }
 
     /// Log-probs and values under the current weights.

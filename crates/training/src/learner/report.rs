@@ -104,6 +104,7 @@ pub(super) fn metrics<'a>(
     ]
     .map(|(name, value)| (name.to_owned(), value))
     .into();
+    metrics.extend(experience.log_prob_gap.map(|gap| ("log_prob_gap".to_owned(), gap)));
     metrics.extend(totals.ptx_loss.map(|loss| ("loss_ptx".to_owned(), loss)));
     let names = std::iter::once("reward").chain(constraints);
     for ((name, values), (targets, loss)) in

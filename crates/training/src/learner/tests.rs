@@ -128,6 +128,15 @@ fn a_stale_batch_is_measured_and_corrected() {
 }
 
 #[test]
+fn the_log_prob_gap_is_that_of_tokens_under_equal_weights_only() {
+    let mut mixed = rollouts(2, |_| 3.0);
+    let gap = |rollouts: &[ScoredRollout]| learner("").update(rollouts, &[0.5]).unwrap();
+    assert!(gap(&mixed).iter().all(|(name, _)| name != "log_prob_gap"));
+    mixed[4] = rollouts(0, |_| -0.25)[4].clone();
+    assert!((metric(&gap(&mixed), "log_prob_gap") - 0.25).abs() < 1e-5);
+}
+
+#[test]
 fn a_fresh_rollout_in_a_stale_batch_has_weights_of_one() {
     let mut mixed = rollouts(1, gentle);
     mixed[4] = rollouts(0, |_| 0.7)[4].clone();

@@ -33,7 +33,7 @@ struct Measured {
     overhead_microseconds: f64,
 }
 
-pub(super) fn throughput(args: &ThroughputArgs) -> Result<(), Failure> {
+pub(in crate::commands) fn throughput(args: &ThroughputArgs) -> Result<(), Failure> {
     for (option, holds) in [
         ("--generators", !args.generators.is_empty() && args.generators.iter().all(|count| (1..=256).contains(count))),
         ("--updates", args.updates > 0),

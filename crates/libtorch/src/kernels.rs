@@ -1,0 +1,215 @@
+//! Kernels of decoding on a CPU, which libtorch has no fast form of: products of few rows with packed weights, attention
+//! over a cache, and what stands between them. Tensors are float32, contiguous and on the CPU; nothing records gradients.
+//!
+//! A thin product takes as long as reading its weights. Here they are read once, in order, in the layout that registers
+//! want; stored as bfloat16 they are half as long, and are widened on the way. Every number is summed in an order that
+//! does not depend on what else is computed beside it: a row's result is the same, to the bit, in any batch.
+
+use crate::{LibtorchError, ffi};
+use std::ptr;
+use tch::{Device, Kind, Tensor};
+
+/// A linear layer's weight in the layout of the kernels.
+#[derive(Debug)]
+pub struct PackedWeight {
+    /// `[panels, inputs, panel]`.
+    panels: Tensor,
+    /// `[panels · panel]`.
+    bias: Option<Tensor>,
+    inputs: i64,
+    outputs: i64,
+}
+
+impl PackedWeight {
+    /// Packs `weight` `[outputs, inputs]` with its `bias` `[outputs]`; numbers are kept as `storage`, float32 or bfloat16.
+    ///
+    /// # Errors
+    /// [`LibtorchError::Operand`] if `storage` is another kind or `weight` is no matrix; else if libtorch fails.
+    pub fn new(weight: &Tensor, bias: Option<&Tensor>, storage: Kind) -> Result<Self, LibtorchError> {
+        let _guard = tch::no_grad_guard();
+        let [outputs, inputs] = weight.size()[..] else {
+            return Err(operand(format!("a weight has the shape {:?}, not [outputs, inputs]", weight.size())));
+        };
+        let width = ffi::panel();
+        let panels = (outputs + width - 1) / width;
+        let padding = panels * width - outputs;
+        let weight = weight.f_detach()?.f_to_device(Device::Cpu)?.f_to_kind(storage)?;
+        let halves = weight.f_constant_pad_nd([0, 0, 0, padding])?.f_view([panels, 2, width / 2, inputs])?;
+        let order = match storage {
+            Kind::Float => [0, 3, 1, 2],
+            // The two halves of a panel alternate, so that one shift or mask widens all of a half.
+            Kind::BFloat16 => [0, 3, 2, 1],
+            other => return Err(operand(format!("weights are packed as Float or BFloat16, not {other:?}"))),
+        };
+        let panels = halves.f_permute(order)?.f_contiguous()?.f_view([panels, inputs, width])?;
+        let bias = bias
+            .map(|bias| {
+                let bias = bias.f_detach()?.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?;
+                bias.f_constant_pad_nd([0, padding])?.f_contiguous()
+            })
+            .transpose()?;
+        Ok(Self { panels, bias, inputs, outputs })
+    }
+}
+
+/// input · weightᵀ + bias for each of `weights`, which are all of one kind: `[rows, outputs]` from `input` `[rows, inputs]`.
+///
+/// # Errors
+/// [`LibtorchError::Operand`] if shapes or kinds do not fit.
+pub fn linear(weights: &[&PackedWeight], input: &Tensor) -> Result<Vec<Tensor>, LibtorchError> {
+    let _guard = tch::no_grad_guard();
+    let Some(first) = weights.first() else { return Ok(Vec::new()) };
+    let (depth, kind) = (first.inputs, first.panels.kind());
+    let rows = input.size().first().copied().unwrap_or(0);
+    require(input, &[rows, depth])?;
+    if weights.iter().any(|weight| weight.inputs != depth || weight.panels.kind() != kind) {
+        return Err(operand("weights of one product differ in inputs or kind".to_owned()));
+    }
+    let outputs = weights
+        .iter()
+        .map(|weight| Tensor::f_empty([rows, weight.outputs], (Kind::Float, Device::Cpu)))
+        .collect::<Result<Vec<_>, _>>()?;
+    let products: Vec<_> = weights
+        .iter()
+        .zip(&outputs)
+        .map(|(weight, out)| ffi::Product {
+            weight: weight.panels.data_ptr(),
+            bias: weight.bias.as_ref().map_or(ptr::null(), |bias| bias.data_ptr().cast()),
+            out: out.data_ptr().cast(),
+            outputs: weight.outputs,
+        })
+        .collect();
+    ffi::linear(&products, input.data_ptr().cast(), rows, depth, kind == Kind::BFloat16)?;
+    Ok(outputs)
+}
+
+/// Where tokens stand in a cache, and how they see it.
+#[derive(Debug)]
+pub struct Placement<'a> {
+    /// Row of the cache of each token.
+    pub rows: &'a [i64],
+    /// Position in that row of each token.
+    pub positions: &'a [i64],
+    /// Cosine and sine of the rotary positions, `[positions, head_size]` each with halves repeated, where there are any.
+    pub rotary: Option<(&'a Tensor, &'a Tensor)>,
+    /// How many tokens a token sees, itself included, where that is limited.
+    pub window: Option<i64>,
+}
+
+/// Puts the `key` and `value` `[tokens, kv_heads · head_size]` of tokens into the cache `keys` and `values` `[rows, capacity,
+/// kv_heads, head_size]`, and gives what each token takes from its row up to itself: softmax(q kᵀ / √head_size) v,
+/// `[tokens, heads · head_size]`. Queries and keys are turned here; in the cache are turned keys. Tokens of one row are all
+/// stored before any is attended to.
+///
+/// # Errors
+/// [`LibtorchError::Operand`] if shapes or kinds do not fit, or a token stands outside the cache.
+pub fn attend(
+    (query, key, value): (&Tensor, &Tensor, &Tensor),
+    (keys, values): (&mut Tensor, &mut Tensor),
+    place: &Placement<'_>,
+) -> Result<Tensor, LibtorchError> {
+    let _guard = tch::no_grad_guard();
+    let [rows, capacity, kv_heads, head_size] = keys.size()[..] else {
+        return Err(operand(format!("a cache has the shape {:?}", keys.size())));
+    };
+    let tokens = place.rows.len() as i64;
+    let width = query.size().last().copied().unwrap_or(0);
+    let heads = width / head_size.max(1);
+    let group = heads / kv_heads.max(1);
+    require(query, &[tokens, group * kv_heads * head_size])?;
+    for each in [key, value] {
+        require(each, &[tokens, kv_heads * head_size])?;
+    }
+    for each in [&*keys, &*values] {
+        require(each, &[rows, capacity, kv_heads, head_size])?;
+    }
+    let within = |indices: &[i64], limit: i64| indices.iter().all(|index| (0..limit).contains(index));
+    if place.positions.len() != place.rows.len()
+        || !within(place.rows, rows)
+        || !within(place.positions, capacity)
+        || place.window.is_some_and(|window| window < 1)
+    {
+        return Err(operand("a token stands outside the cache".to_owned()));
+    }
+    let longest = place.positions.iter().max().map_or(0, |last| last + 1);
+    let (mut cosine, mut sine) = (ptr::null(), ptr::null());
+    if let Some((cosines, sines)) = place.rotary {
+        let known = cosines.size().first().copied().unwrap_or(0);
+        if known < longest || head_size % 2 != 0 {
+            return Err(operand(format!("position {} of {known} rotary ones", longest - 1)));
+        }
+        require(cosines, &[known, head_size])?;
+        require(sines, &[known, head_size])?;
+        (cosine, sine) = (cosines.data_ptr().cast(), sines.data_ptr().cast());
+    }
+    let out = Tensor::f_empty([tokens, width], (Kind::Float, Device::Cpu))?;
+    let attention = ffi::Attention {
+        query: query.data_ptr().cast(),
+        key: key.data_ptr().cast(),
+        value: value.data_ptr().cast(),
+        keys: keys.data_ptr().cast(),
+        values: values.data_ptr().cast(),
+        rows: place.rows.as_ptr(),
+        positions: place.positions.as_ptr(),
+        cosine,
+        sine,
+        out: out.data_ptr().cast(),
+        heads,
+        kv_heads,
+        head_size,
+        capacity,
+        window: place.window.unwrap_or(0),
+    };
+    ffi::attend(&attention, tokens, longest)?;
+    Ok(out)
+}
+
+/// x · weight / √(mean(x²) + ε) of each row of `input` `[rows, width]`, with `weight` `[width]` (RMSNorm, arXiv 1910.07467).
+///
+/// # Errors
+/// [`LibtorchError::Operand`] if shapes or kinds do not fit.
+pub fn rms_norm(input: &Tensor, weight: &Tensor, epsilon: f64) -> Result<Tensor, LibtorchError> {
+    let _guard = tch::no_grad_guard();
+    let (rows, width) = (input.size().first().copied().unwrap_or(0), weight.numel() as i64);
+    require(input, &[rows, width])?;
+    require(weight, &[width])?;
+    let out = input.f_empty_like()?;
+    let sizes = (rows, width);
+    ffi::rms_norm(input.data_ptr().cast(), weight.data_ptr().cast(), epsilon, sizes, out.data_ptr().cast())?;
+    Ok(out)
+}
+
+/// silu(`gate`) · `up`, element by element, of two tensors of one shape (SwiGLU, arXiv 2002.05202).
+///
+/// # Errors
+/// [`LibtorchError::Operand`] if shapes or kinds do not fit.
+pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor, LibtorchError> {
+    let _guard = tch::no_grad_guard();
+    require(gate, &up.size())?;
+    require(up, &gate.size())?;
+    let out = gate.f_empty_like()?;
+    let count = gate.numel() as i64;
+    ffi::swiglu(gate.data_ptr().cast(), up.data_ptr().cast(), out.data_ptr().cast(), count)?;
+    Ok(out)
+}
+
+/// Refuses a tensor that the kernels cannot read as `shape`.
+fn require(tensor: &Tensor, shape: &[i64]) -> Result<(), LibtorchError> {
+    let fits = tensor.size() == shape
+        && tensor.kind() == Kind::Float
+        && tensor.device() == Device::Cpu
+        && tensor.is_contiguous();
+    if fits {
+        return Ok(());
+    }
+    Err(operand(format!(
+        "{shape:?} of contiguous Float on the CPU is needed, not {:?} of {:?} on {:?}",
+        tensor.size(),
+        tensor.kind(),
+        tensor.device()
+    )))
+}
+
+fn operand(message: String) -> LibtorchError {
+    LibtorchError::Operand { message }
+}

@@ -1,0 +1,145 @@
+//! The kernels of decoding against libtorch's own operations.
+
+use rstest::rstest;
+use saddle_libtorch::kernels::{PackedWeight, Placement, attend, linear, rms_norm, swiglu};
+use saddle_libtorch::{LibtorchError, set_threads};
+use tch::{Device, Kind, Tensor};
+
+/// Numbers in −1..1 that follow from their places, with no pattern that would hide a mistake.
+fn numbers(shape: &[i64], seed: f64) -> Tensor {
+    let count = shape.iter().product::<i64>();
+    let places = Tensor::arange(count, (Kind::Double, Device::Cpu));
+    ((places * 12.9898 + seed).sin() * 43758.5453).sin().to_kind(Kind::Float).view(shape)
+}
+
+fn check(what: &str, found: &Tensor, expected: &Tensor, tolerance: f64) {
+    assert_eq!(found.size(), expected.size(), "{what}");
+    let largest = (found - expected).abs().max().double_value(&[]);
+    assert!(largest <= tolerance, "{what}: differs by {largest}");
+}
+
+#[rstest]
+fn a_packed_product_is_that_of_the_stored_weight(
+    #[values(1, 2, 3, 4, 7, 12, 13, 33, 200)] rows: i64,
+    #[values((1, 1), (5, 3), (32, 64), (37, 300), (192, 576))] (outputs, inputs): (i64, i64),
+    #[values(Kind::Float, Kind::BFloat16)] storage: Kind,
+) {
+    let (weight, bias) = (numbers(&[outputs, inputs], 1.0), numbers(&[outputs], 2.0));
+    let input = numbers(&[rows, inputs], 3.0);
+    let plain = PackedWeight::new(&weight, None, storage).unwrap();
+    let biased = PackedWeight::new(&weight, Some(&bias), storage).unwrap();
+    let found = linear(&[&plain, &biased], &input).unwrap();
+    let stored = weight.to_kind(storage).to_kind(Kind::Double);
+    let product = input.to_kind(Kind::Double).matmul(&stored.transpose(0, 1));
+    let tolerance = 1e-6 * inputs as f64;
+    check("plain", &found[0], &product.to_kind(Kind::Float), tolerance);
+    check("biased", &found[1], &(product + bias.to_kind(Kind::Double)).to_kind(Kind::Float), tolerance);
+}
+
+#[rstest]
+fn a_row_has_the_same_bits_in_any_batch_and_on_any_number_of_threads(
+    #[values(Kind::Float, Kind::BFloat16)] storage: Kind,
+) {
+    let weight = PackedWeight::new(&numbers(&[1000, 700], 1.0), None, storage).unwrap();
+    let input = numbers(&[40, 700], 2.0);
+    let whole = linear(&[&weight], &input).unwrap().remove(0);
+    for rows in 1..40 {
+        set_threads(1 + rows as usize % 3).unwrap();
+        let part = linear(&[&weight], &input.narrow(0, 40 - rows, rows)).unwrap().remove(0);
+        assert!(part.equal(&whole.narrow(0, 40 - rows, rows)), "{rows} rows");
+    }
+}
+
+fn turned(heads: &Tensor, cosine: &Tensor, sine: &Tensor) -> Tensor {
+    let half = heads.size()[2] / 2;
+    let swapped = Tensor::cat(&[-heads.narrow(2, half, half), heads.narrow(2, 0, half)], 2);
+    heads * cosine.unsqueeze(1) + swapped * sine.unsqueeze(1)
+}
+
+/// Two rows of 9 and 4 tokens; the last tokens of the first are attended to after the others were stored.
+#[rstest]
+fn cached_attention_is_that_of_whole_sequences(
+    #[values(4, 6, 16, 40, 64)] head_size: i64,
+    #[values((4, 4), (6, 2), (3, 1))] (heads, kv_heads): (i64, i64),
+    #[values(None, Some(3))] window: Option<i64>,
+    #[values(false, true)] rotary: bool,
+) {
+    let (cosine, sine) = (numbers(&[12, head_size], 7.0), numbers(&[12, head_size], 8.0));
+    let tables = rotary.then_some((&cosine, &sine));
+    let cache = || Tensor::zeros([3, 10, kv_heads, head_size], (Kind::Float, Device::Cpu));
+    let (mut keys, mut values) = (cache(), cache());
+    for (row, length, seed) in [(0, 9, 1.0), (2, 4, 2.0)] {
+        let query = numbers(&[length, heads * head_size], seed);
+        let key = numbers(&[length, kv_heads * head_size], seed + 10.0);
+        let value = numbers(&[length, kv_heads * head_size], seed + 20.0);
+        let mut parts = Vec::new();
+        for (start, count) in [(0, length - 2), (length - 2, 2)] {
+            let (rows, positions) = (vec![row; count as usize], (start..start + count).collect::<Vec<_>>());
+            let place = Placement { rows: &rows, positions: &positions, rotary: tables, window };
+            let part = |whole: &Tensor| whole.narrow(0, start, count);
+            let new = (&part(&query), &part(&key), &part(&value));
+            parts.push(attend(new, (&mut keys, &mut values), &place).unwrap());
+        }
+        let split = |whole: &Tensor, heads: i64| whole.view([length, heads, head_size]);
+        let turn = |heads: Tensor| match rotary {
+            true => turned(&heads, &cosine.narrow(0, 0, length), &sine.narrow(0, 0, length)),
+            false => heads,
+        };
+        let batched = |tensor: Tensor| tensor.transpose(0, 1).unsqueeze(0);
+        let seen = Tensor::ones([length, length], (Kind::Bool, Device::Cpu)).tril(0);
+        let seen = window.map_or(seen.shallow_clone(), |window| seen.triu(1 - window));
+        let expected = Tensor::scaled_dot_product_attention(
+            &batched(turn(split(&query, heads))),
+            &batched(turn(split(&key, kv_heads))),
+            &batched(split(&value, kv_heads)),
+            Some(&seen),
+            0.0,
+            false,
+            None,
+            heads != kv_heads,
+        );
+        let expected = expected.squeeze_dim(0).transpose(0, 1).reshape([length, heads * head_size]);
+        check("attention", &Tensor::cat(&parts, 0), &expected, 2e-6);
+    }
+}
+
+#[test]
+fn large_scores_do_not_overflow() {
+    let big = Tensor::full([1, 8], 1e4, (Kind::Float, Device::Cpu));
+    let mut cache = [0, 1].map(|_| Tensor::zeros([1, 1, 1, 8], (Kind::Float, Device::Cpu)));
+    let [keys, values] = &mut cache;
+    let place = Placement { rows: &[0], positions: &[0], rotary: None, window: None };
+    let found = attend((&big, &big, &big), (keys, values), &place).unwrap();
+    check("the only token", &found, &big, 0.0);
+}
+
+#[rstest]
+fn norms_and_gates_are_those_of_libtorch(#[values(1, 5)] rows: i64, #[values(1, 7, 64, 100)] width: i64) {
+    let (input, weight) = (numbers(&[rows, width], 1.0), numbers(&[width], 2.0));
+    let expected = input.f_rms_norm([width], Some(&weight), 1e-5).unwrap();
+    check("norm", &rms_norm(&input, &weight, 1e-5).unwrap(), &expected, 2e-6);
+    let wide = &input * 30.0;
+    check("gate", &swiglu(&wide, &input).unwrap(), &(wide.silu() * &input), 1e-5);
+}
+
+#[test]
+fn what_a_kernel_cannot_read_is_refused() {
+    fn check<T: std::fmt::Debug>(result: Result<T, LibtorchError>) {
+        assert!(matches!(result, Err(LibtorchError::Operand { .. })), "{result:?}");
+    }
+    let weight = PackedWeight::new(&numbers(&[4, 6], 1.0), None, Kind::Float).unwrap();
+    let half = PackedWeight::new(&numbers(&[4, 6], 1.0), None, Kind::BFloat16).unwrap();
+    check(linear(&[&weight], &numbers(&[2, 5], 1.0)));
+    check(linear(&[&weight], &numbers(&[6, 2], 1.0).transpose(0, 1)));
+    check(linear(&[&weight], &numbers(&[2, 6], 1.0).to_kind(Kind::Double)));
+    check(linear(&[&weight, &half], &numbers(&[2, 6], 1.0)));
+    check(PackedWeight::new(&numbers(&[4], 1.0), None, Kind::Float));
+    check(PackedWeight::new(&numbers(&[4, 6], 1.0), None, Kind::Half));
+    let mut cache = [0, 1].map(|_| Tensor::zeros([2, 3, 1, 4], (Kind::Float, Device::Cpu)));
+    let head = numbers(&[1, 4], 1.0);
+    for (row, position) in [(2, 0), (0, 3), (-1, 0), (0, -1)] {
+        let [keys, values] = &mut cache;
+        let place = Placement { rows: &[row], positions: &[position], rotary: None, window: None };
+        check(attend((&head, &head, &head), (keys, values), &place));
+    }
+}

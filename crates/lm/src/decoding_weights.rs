@@ -1,0 +1,228 @@
+//! A policy's weights as decoding uses them: on a CPU packed for products of few rows, on another device as they are.
+
+use crate::trunk::PackedTrunk;
+use crate::{KvCache, LmError, Parameters, Policy, Precision};
+use saddle_libtorch::kernels::{self, PackedWeight};
+use tch::{Device, Kind, Tensor};
+
+/// Most tokens of prompts that go through the model together, unless one prompt alone is longer.
+const PREFILL_TOKENS: usize = 4096;
+
+/// A policy made ready for decoding, in a precision. It is of the weights as they were; what is not packed (embedding,
+/// norms) it shares with the policy, which must not be changed while this is in use.
+#[derive(Debug)]
+pub struct DecodingWeights {
+    policy: Policy,
+    packed: Option<Packed>,
+}
+
+#[derive(Debug)]
+struct Packed {
+    trunk: PackedTrunk,
+    head: PackedWeight,
+}
+
+/// A sequence to be taken up into a row of the cache.
+pub(crate) struct Entrant<'a> {
+    /// The whole sequence.
+    pub(crate) tokens: &'a [i64],
+    /// How many of its tokens the row holds already; the last is not among them.
+    pub(crate) known: usize,
+    /// The row.
+    pub(crate) row: usize,
+}
+
+impl DecodingWeights {
+    /// The weights of `policy` in `precision`.
+    ///
+    /// # Errors
+    /// Fails if their memory cannot be had.
+    pub fn new(policy: &Policy, precision: Precision) -> Result<Self, LmError> {
+        let _guard = tch::no_grad_guard();
+        let kind = precision.kind();
+        if policy.device() != Device::Cpu {
+            let policy = match precision {
+                Precision::F32 => policy.replica()?,
+                Precision::Bf16 => {
+                    let parameters = Parameters::new(&policy.parameters().to_map(), kind, policy.device())?;
+                    Policy::over(policy.config().clone(), parameters)?
+                }
+            };
+            return Ok(Self { policy, packed: None });
+        }
+        let packed =
+            Packed { trunk: policy.trunk().pack(kind)?, head: PackedWeight::new(policy.head().weight(), None, kind)? };
+        Ok(Self { policy: policy.replica()?, packed: Some(packed) })
+    }
+
+    /// The policy that these are the weights of.
+    #[must_use]
+    pub fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    /// An empty cache for `rows` sequences of up to `capacity` tokens.
+    pub(crate) fn cache(&self, rows: usize, capacity: usize) -> Result<KvCache, LmError> {
+        let kind = if self.packed.is_some() { Kind::Float } else { self.policy.parameters().flat().kind() };
+        KvCache::new(self.policy.config(), rows, capacity, kind, self.policy.device())
+    }
+
+    /// Whether [`Self::read`] can go on from tokens that the cache holds.
+    pub(crate) fn shares_prefixes(&self) -> bool {
+        self.packed.is_some()
+    }
+
+    /// Takes up sequences into neighbouring rows of `cache`, in order, and gives the logits after each, `[sequences,
+    /// vocabulary]` in float32.
+    pub(crate) fn read(&self, entrants: &[Entrant<'_>], cache: &mut KvCache) -> Result<Tensor, LmError> {
+        let mut states = Vec::new();
+        let mut rest = entrants;
+        while let Some(first) = rest.first() {
+            let mut tokens = first.tokens.len() - first.known;
+            let more = rest[1..].iter().take_while(|entrant| {
+                tokens += entrant.tokens.len() - entrant.known;
+                tokens <= PREFILL_TOKENS
+            });
+            let (together, others) = rest.split_at(1 + more.count());
+            states.push(match &self.packed {
+                Some(packed) => self.read_packed(packed, together, cache)?,
+                None => self.read_padded(together, cache)?,
+            });
+            rest = others;
+        }
+        self.logits(&Tensor::f_cat(&states, 0)?)
+    }
+
+    fn read_packed(&self, packed: &Packed, entrants: &[Entrant<'_>], cache: &mut KvCache) -> Result<Tensor, LmError> {
+        let (mut tokens, mut rows, mut positions, mut last) = (vec![], vec![], vec![], vec![]);
+        for Entrant { tokens: all, known, row } in entrants {
+            tokens.extend_from_slice(&all[*known..]);
+            rows.resize(tokens.len(), *row as i64);
+            positions.extend(*known as i64..all.len() as i64);
+            last.push(tokens.len() as i64 - 1);
+        }
+        let hidden = self.policy.trunk().forward_packed(&packed.trunk, &tokens, (&rows, &positions), cache)?;
+        Ok(hidden.f_index_select(0, &Tensor::f_from_slice(&last)?)?)
+    }
+
+    fn read_padded(&self, entrants: &[Entrant<'_>], cache: &mut KvCache) -> Result<Tensor, LmError> {
+        let device = self.policy.device();
+        let longest = entrants.iter().map(|entrant| entrant.tokens.len()).max().unwrap_or(0);
+        let mut tokens = vec![0i64; entrants.len() * longest];
+        let mut last = Vec::with_capacity(entrants.len());
+        for (index, entrant) in entrants.iter().enumerate() {
+            let length = entrant.tokens.len();
+            tokens[index * longest..][..length].copy_from_slice(entrant.tokens);
+            last.push((index * longest + length - 1) as i64);
+        }
+        let tokens = Tensor::f_from_slice(&tokens)?.f_view([entrants.len() as i64, longest as i64])?;
+        let first_row = entrants.first().map_or(0, |entrant| entrant.row as i64);
+        let hidden = self.policy.trunk().prefill(&tokens.f_to_device(device)?, cache, first_row)?;
+        Ok(hidden.f_flatten(0, 1)?.f_index_select(0, &Tensor::f_from_slice(&last)?.f_to_device(device)?)?)
+    }
+
+    /// Takes up one more token of each of the first `tokens.len()` rows, at its position, and gives the logits after it,
+    /// `[rows, vocabulary]` in float32.
+    pub(crate) fn step(&self, tokens: &[i64], positions: &[i64], cache: &mut KvCache) -> Result<Tensor, LmError> {
+        let trunk = self.policy.trunk();
+        let hidden = match &self.packed {
+            Some(packed) => {
+                let rows: Vec<i64> = (0..tokens.len() as i64).collect();
+                trunk.forward_packed(&packed.trunk, tokens, (&rows, positions), cache)?
+            }
+            None => {
+                let step = cache.step(positions)?;
+                let tokens = Tensor::f_from_slice(tokens)?.f_to_device(self.policy.device())?;
+                trunk.step(&tokens, &step, cache)?.f_squeeze_dim(1)?
+            }
+        };
+        self.logits(&hidden)
+    }
+
+    fn logits(&self, hidden: &Tensor) -> Result<Tensor, LmError> {
+        match &self.packed {
+            Some(packed) => Ok(kernels::linear(&[&packed.head], hidden)?.remove(0)),
+            None => self.policy.logits(hidden),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Architecture, DecoderConfig};
+
+    fn policy(architecture: Architecture) -> Policy {
+        let config = DecoderConfig {
+            architecture,
+            vocab_size: 29,
+            hidden_size: 24,
+            intermediate_size: 40,
+            num_hidden_layers: 2,
+            num_attention_heads: 4,
+            num_key_value_heads: if architecture == Architecture::Gpt2 { 4 } else { 2 },
+            head_dim: None,
+            max_position_embeddings: 32,
+            rms_norm_eps: 1e-5,
+            rope_theta: 10_000.0,
+            rope_scaling: None,
+            sliding_window: (architecture == Architecture::Mistral).then_some(4),
+            tie_word_embeddings: architecture != Architecture::Qwen2,
+            bos_token_id: None,
+            eos_token_ids: vec![2],
+            pad_token_id: None,
+        };
+        Policy::fresh(config, 5, Device::Cpu).unwrap()
+    }
+
+    /// Logits after two prompts, and after two more tokens of each.
+    fn logits(weights: &DecodingWeights) -> Tensor {
+        let mut cache = weights.cache(2, 16).unwrap();
+        let prompts: [&[i64]; 2] = [&[3, 1, 4, 1, 5, 9, 2], &[6, 5]];
+        let entrants: Vec<_> =
+            prompts.iter().enumerate().map(|(row, tokens)| Entrant { tokens, known: 0, row }).collect();
+        let mut all = vec![weights.read(&entrants, &mut cache).unwrap()];
+        for step in 0..2 {
+            all.push(weights.step(&[7 + step, 8], &[7 + step, 2 + step], &mut cache).unwrap());
+        }
+        Tensor::cat(&all, 0)
+    }
+
+    fn largest_difference(one: &Tensor, other: &Tensor) -> f64 {
+        (one - other).abs().max().double_value(&[])
+    }
+
+    #[test]
+    fn packed_weights_decode_as_plain_ones_do() {
+        let _guard = tch::no_grad_guard();
+        for architecture in Architecture::ALL {
+            let policy = policy(architecture);
+            let plain = DecodingWeights { policy: policy.replica().unwrap(), packed: None };
+            let packed = DecodingWeights::new(&policy, Precision::F32).unwrap();
+            let difference = largest_difference(&logits(&plain), &logits(&packed));
+            assert!(difference < 1e-5, "{architecture:?}: {difference}");
+        }
+    }
+
+    #[test]
+    fn bf16_rounds_the_matrices_and_nothing_else() {
+        let _guard = tch::no_grad_guard();
+        let policy = policy(Architecture::Llama);
+        let exact = logits(&DecodingWeights::new(&policy, Precision::F32).unwrap());
+        let half = logits(&DecodingWeights::new(&policy, Precision::Bf16).unwrap());
+        let difference = largest_difference(&exact, &half);
+        assert!((1e-6..0.1).contains(&difference), "{difference}");
+        let rounded: std::collections::BTreeMap<_, _> = policy.parameters().to_map();
+        let rounded = rounded
+            .into_iter()
+            .map(|(name, weight)| (name, if weight.dim() == 2 { weight.to_kind(Kind::BFloat16) } else { weight }))
+            .collect();
+        let rounded = Policy::from_weights(policy.config().clone(), &rounded, Device::Cpu).unwrap();
+        // The embedding is looked up unrounded, so give the rounded model the same one.
+        let by_hand = DecodingWeights {
+            packed: DecodingWeights::new(&rounded, Precision::F32).unwrap().packed,
+            policy: policy.replica().unwrap(),
+        };
+        assert!(largest_difference(&logits(&by_hand), &half) < 1e-6);
+    }
+}

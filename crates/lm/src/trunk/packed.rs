@@ -1,0 +1,105 @@
+//! The trunk as decoding runs it on a CPU: with packed weights, over tokens of many sequences side by side, without
+//! padding. A prompt's tokens and a running sequence's newest one are the same to it: each has a row and a position.
+
+use super::layers::FeedForward;
+use super::positions::Positions;
+use super::{Block, Trunk};
+use crate::{KvCache, LmError};
+use saddle_libtorch::kernels::{self, PackedWeight};
+use tch::{Kind, Tensor};
+
+/// The matrices of a [`Trunk`], packed; the trunk itself has the rest.
+#[derive(Debug)]
+pub(crate) struct PackedTrunk(Vec<PackedBlock>);
+
+#[derive(Debug)]
+struct PackedBlock {
+    /// Query, key, value.
+    input: [PackedWeight; 3],
+    output: PackedWeight,
+    feed_forward: PackedFeedForward,
+}
+
+#[derive(Debug)]
+enum PackedFeedForward {
+    Gated { gate: PackedWeight, up: PackedWeight, down: PackedWeight },
+    Plain { up: PackedWeight, down: PackedWeight },
+}
+
+impl Trunk {
+    /// Packs the matrices, kept as `storage`.
+    pub(crate) fn pack(&self, storage: Kind) -> Result<PackedTrunk, LmError> {
+        let pack = |block: &Block| {
+            Ok(PackedBlock {
+                input: block.attention.pack_input(storage)?,
+                output: block.attention.output.pack(storage)?,
+                feed_forward: match &block.feed_forward {
+                    FeedForward::Gated { gate, up, down } => PackedFeedForward::Gated {
+                        gate: gate.pack(storage)?,
+                        up: up.pack(storage)?,
+                        down: down.pack(storage)?,
+                    },
+                    FeedForward::Plain { up, down } => {
+                        PackedFeedForward::Plain { up: up.pack(storage)?, down: down.pack(storage)? }
+                    }
+                },
+            })
+        };
+        self.blocks.iter().map(pack).collect::<Result<_, _>>().map(PackedTrunk)
+    }
+
+    /// Hidden states `[tokens, hidden]`, after the final norm, of `tokens` that stand at `places`: rows and positions in
+    /// `cache`, which takes them up. What stands before them in their rows must be there already, or be among them.
+    pub(crate) fn forward_packed(
+        &self,
+        packed: &PackedTrunk,
+        tokens: &[i64],
+        places: (&[i64], &[i64]),
+        cache: &mut KvCache,
+    ) -> Result<Tensor, LmError> {
+        let tokens = Tensor::f_from_slice(tokens)?;
+        let mut hidden = Tensor::f_embedding(&self.embedding, &tokens, -1, false, false)?;
+        if let Positions::Learned(vectors) = &self.positions {
+            hidden = hidden.f_add(&vectors.f_index_select(0, &Tensor::f_from_slice(places.1)?)?)?;
+        }
+        let rotary = self.positions.rotary_tables();
+        for (layer, (block, packed)) in self.blocks.iter().zip(&packed.0).enumerate() {
+            let normed = block.attention_norm.apply_decoding(&hidden)?;
+            let [mut query, mut key, value] = apply(packed.input.each_ref(), &normed)?;
+            if let Some((query_norm, key_norm)) = &block.attention.norms {
+                for (heads, norm) in [(&mut query, query_norm), (&mut key, key_norm)] {
+                    let single = heads.f_view([-1, block.attention.head_size])?;
+                    *heads = norm.apply_decoding(&single)?.f_view_as(heads)?;
+                }
+            }
+            let mixed = cache.attend(layer, (&query, &key, &value), places, rotary)?;
+            let [mixed] = apply([&packed.output], &mixed)?;
+            let _ = hidden.f_add_(&mixed)?;
+            let normed = block.feed_forward_norm.apply_decoding(&hidden)?;
+            let _ = hidden.f_add_(&packed.feed_forward.apply(&normed)?)?;
+        }
+        self.norm.apply_decoding(&hidden)
+    }
+}
+
+impl PackedFeedForward {
+    fn apply(&self, input: &Tensor) -> Result<Tensor, LmError> {
+        let (inner, down) = match self {
+            Self::Gated { gate, up, down } => {
+                let [gate, up] = apply([gate, up], input)?;
+                (kernels::swiglu(&gate, &up)?, down)
+            }
+            Self::Plain { up, down } => {
+                let [up] = apply([up], input)?;
+                (up.f_gelu("tanh")?, down)
+            }
+        };
+        let [output] = apply([down], &inner)?;
+        Ok(output)
+    }
+}
+
+/// The products of `input` with each of `weights`.
+fn apply<const N: usize>(weights: [&PackedWeight; N], input: &Tensor) -> Result<[Tensor; N], LmError> {
+    Ok(kernels::linear(&weights, input)?.try_into().expect("there is one product for each weight"))
+}

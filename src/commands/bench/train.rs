@@ -1,0 +1,126 @@
+//! `saddle bench train`: seconds of whole PPO-Lagrangian iterations of the synchronous schedule, on prompts and score heads
+//! drawn at random: it measures time, not learning.
+//!
+//! Policy, reference, reward model, cost model and critics are all of one size. Responses are as long as asked for, every one
+//! is trained on, and an iteration makes one optimiser step with each model that is trained.
+
+use crate::cli::{BenchTrainArgs, CriticLayout};
+use crate::failure::Failure;
+use crate::run;
+use crate::table::print_result;
+use saddle_core::{Prompt, PromptOrdinal};
+use saddle_lm::{ModelKind, Policy, ScoreModel, train_bpe};
+use saddle_training::config::{Critics, RunSection, ShapeSection, SpecialTokens, TrainConfig};
+use saddle_training::{CriticSet, Judges, Learner, Observer, PolicyModel, Ptx, Scorer, train_synchronously};
+use tch::Device;
+
+/// The model that `--tiny` stands for.
+const TINY: ShapeSection =
+    ShapeSection { layers: 4, hidden: 128, intermediate: 352, heads: 4, key_value_heads: None, max_tokens: 512 };
+const TINY_VOCABULARY: usize = 512;
+/// Iterations before the clock starts.
+const WARM_UP: u64 = 1;
+/// Parts of an iteration, as the schedule names them.
+const PARTS: [&str; 3] = ["generate_seconds", "score_seconds", "learn_seconds"];
+
+pub(in crate::commands) fn train(args: &BenchTrainArgs) -> Result<(), Failure> {
+    for (option, count) in [
+        ("--prompts", args.prompts),
+        ("--prompt-tokens", args.prompt_tokens),
+        ("--new-tokens", args.new_tokens),
+        ("--iterations", args.iterations),
+    ] {
+        if !(1..=1 << 20).contains(&count) {
+            return Err(Failure::usage(format!("{option}: out of range; --help says what it is")));
+        }
+    }
+    let config = config(args)?;
+    let device = run::device(&config.run)?;
+    let policy = policy(args, config.run.seed, device)?;
+    let (read, longest) = (args.prompt_tokens + args.new_tokens, policy.config().max_position_embeddings);
+    if read > longest {
+        return Err(Failure::usage(format!(
+            "--prompt-tokens and --new-tokens make {read} tokens, the model reads {longest}"
+        )));
+    }
+    let scorer = |kind, seed| {
+        let weights = policy.parameters().to_map();
+        let model = ScoreModel::on_trunk(policy.config().clone(), &weights, 1, seed, device)?;
+        // A scorer has a tokenizer; on random prompts nothing is read with it.
+        let tokenizer = train_bpe(std::iter::once("a text"), TINY_VOCABULARY)?;
+        Ok::<_, Failure>(Scorer { model, tokenizer, kind, normalizer: None })
+    };
+    let judges = Judges {
+        reference: policy.snapshot()?,
+        reward: scorer(ModelKind::Reward, 1)?,
+        costs: vec![scorer(ModelKind::Cost, 2)?],
+    };
+    let scorers = [&judges.reward.model, &judges.costs[0].model];
+    let critics = CriticSet::new(&config.critics, &scorers, config.run.seed, device)?;
+    let (length, vocabulary) = (args.prompt_tokens as u64, policy.config().vocab_size as u64);
+    let prompt = |ordinal: PromptOrdinal| Prompt {
+        ordinal,
+        tokens: (0..length).map(|place| ((ordinal.0 * 7919 + place * 104_729 + 5) % vocabulary) as i64).collect(),
+        kind: None,
+    };
+    let learner = Learner::new(config.clone(), policy, critics, Ptx::default())?;
+    let mut clock = Clock::default();
+    train_synchronously(&config, learner, &judges, Vec::new(), prompt, &mut clock)?;
+    let mut figures: Vec<(String, f64)> = PARTS
+        .iter()
+        .enumerate()
+        .map(|(part, name)| ((*name).to_owned(), super::median(clock.rows.iter().map(|row| row[part]).collect())))
+        .collect();
+    let iteration = super::median(clock.rows.iter().map(|row| row.iter().sum()).collect());
+    figures.push(("iteration_seconds".to_owned(), iteration));
+    figures.push(("samples_per_second".to_owned(), args.prompts as f64 / iteration));
+    print_result(args.json, &[], &figures);
+    Ok(())
+}
+
+/// A recipe that does what `args` ask for, once an iteration.
+fn config(args: &BenchTrainArgs) -> Result<TrainConfig, Failure> {
+    let recipe = r#"
+        policy.from = ""
+        reward_model.from = ""
+        constraints.cost.from = ""
+        prompts.train = []
+    "#;
+    let mut config: TrainConfig = toml::from_str(recipe).map_err(Failure::run)?;
+    config.run = RunSection { device: args.device.clone(), threads: args.threads, ..config.run };
+    config.generation.max_new_tokens = args.new_tokens;
+    config.generation.rows = args.prompts;
+    config.precision.generation = args.precision.into();
+    config.ppo.updates = WARM_UP + args.iterations as u64;
+    config.ppo.batch_rollouts = args.prompts;
+    config.critics.layout = match args.critics {
+        CriticLayout::Separate => Critics::Separate,
+        CriticLayout::TwoHeaded => Critics::TwoHeaded,
+    };
+    Ok(config)
+}
+
+/// The policy that training starts from.
+fn policy(args: &BenchTrainArgs, seed: u64, device: Device) -> Result<Policy, Failure> {
+    match &args.model {
+        Some(path) => Ok(PolicyModel::load(path, device)?.policy),
+        None => Ok(Policy::fresh(TINY.decoder(TINY_VOCABULARY, SpecialTokens::default()), seed, device)?),
+    }
+}
+
+/// Seconds of the parts of each iteration after the first ones.
+#[derive(Default)]
+struct Clock {
+    rows: Vec<[f64; PARTS.len()]>,
+}
+
+impl Observer for Clock {
+    fn step(&mut self, step: u64, _steps: u64, metrics: &[(String, f64)]) {
+        if step > WARM_UP {
+            let part = |name| metrics.iter().find(|(each, _)| each == name).map_or(f64::NAN, |(_, value)| *value);
+            self.rows.push(PARTS.map(part));
+        }
+    }
+
+    fn note(&mut self, _message: &str) {}
+}
