@@ -36,7 +36,8 @@ impl<H: DecoderHead> Frozen<Decoder<H>> {
         if model.device() == device {
             return model.replica();
         }
-        Decoder::from_weights(model.config().clone(), &model.parameters().to_map(), device)
+        let moved = Decoder::from_weights(model.config().clone(), &model.parameters().to_map(), device)?;
+        Ok(moved.in_precision(model.precision()))
     }
 }
 

@@ -44,12 +44,13 @@ pub(crate) fn policy_training(
     let mut progress = Progress::start("train", &SHOWN, run)?;
     let PolicyModel { policy, tokenizer } = PolicyModel::load(&config.policy.from, device)?;
     let scorer = |path, kind, role: &str| {
-        let scorer = Scorer::load(path, Some(kind), device)?;
+        let mut scorer = Scorer::load(path, Some(kind), device)?;
         scorer.require_tokenizer_of(&tokenizer, role)?;
+        scorer.model = scorer.model.in_precision(config.precision.scoring);
         Ok::<_, Failure>(scorer)
     };
     let judges = Judges {
-        reference: policy.snapshot().map_err(Failure::from)?,
+        reference: policy.snapshot().map_err(Failure::from)?.in_precision(config.precision.scoring),
         reward: scorer(&config.reward_model.from, ModelKind::Reward, "reward model")?,
         costs: config
             .constraints

@@ -20,6 +20,7 @@ unsafe extern "C" {
     fn saddle_threads(threads: *mut c_int) -> *mut c_char;
     fn saddle_use_deterministic_algorithms(enabled: bool) -> *mut c_char;
     fn saddle_panel() -> i64;
+    fn saddle_bf16_units() -> bool;
     fn saddle_linear(
         products: *const Product,
         count: i64,
@@ -147,6 +148,11 @@ pub(crate) fn use_deterministic_algorithms(enabled: bool) -> Result<(), Libtorch
 pub(crate) fn panel() -> i64 {
     // SAFETY: takes nothing, reads what the CPU can do.
     unsafe { saddle_panel() }
+}
+
+pub(crate) fn cpu_has_bf16_units() -> bool {
+    // SAFETY: takes nothing, reads what the CPU can do.
+    unsafe { saddle_bf16_units() }
 }
 
 /// Each product's `[rows, outputs]` from `input` `[rows, depth]`. The caller, [`crate::kernels`], has checked that every

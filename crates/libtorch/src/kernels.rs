@@ -34,7 +34,8 @@ impl PackedWeight {
         let panels = (outputs + width - 1) / width;
         let padding = panels * width - outputs;
         let weight = weight.f_detach()?.f_to_device(Device::Cpu)?.f_to_kind(storage)?;
-        let halves = weight.f_constant_pad_nd([0, 0, 0, padding])?.f_view([panels, 2, width / 2, inputs])?;
+        let padded = if padding > 0 { weight.f_constant_pad_nd([0, 0, 0, padding])? } else { weight };
+        let halves = padded.f_view([panels, 2, width / 2, inputs])?;
         let order = match storage {
             Kind::Float => [0, 3, 1, 2],
             // The two halves of a panel alternate, so that one shift or mask widens all of a half.

@@ -123,6 +123,15 @@ char *saddle_use_deterministic_algorithms(bool enabled) {
   });
 }
 
+bool saddle_bf16_units() {
+#ifdef __x86_64__
+  __builtin_cpu_init();
+  return __builtin_cpu_supports("avx512bf16");
+#else
+  return false;
+#endif
+}
+
 int64_t saddle_panel() { return kernels().panel; }
 
 char *saddle_linear(const saddle::Product *products, int64_t count, const float *input, int64_t rows, int64_t depth,

@@ -1,7 +1,7 @@
 //! A decoder: a trunk with a head, over one set of [`Parameters`]. [`Policy`](crate::Policy) and
 //! [`ScoreModel`](crate::ScoreModel) are decoders that differ in their head.
 
-use crate::{DecoderConfig, LmError, Parameters, Trunk};
+use crate::{DecoderConfig, LmError, Parameters, Precision, Trunk};
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use tch::{Device, Kind, Tensor};
@@ -22,6 +22,7 @@ pub struct Decoder<H> {
     parameters: Parameters,
     trunk: Trunk,
     head: H,
+    precision: Precision,
 }
 
 impl<H: DecoderHead> Decoder<H> {
@@ -33,7 +34,7 @@ impl<H: DecoderHead> Decoder<H> {
     pub fn over(config: DecoderConfig, parameters: Parameters) -> Result<Self, LmError> {
         let trunk = Trunk::over(&config, &parameters)?;
         let head = H::over(&config, &parameters, &trunk)?;
-        Ok(Self { config, parameters, trunk, head })
+        Ok(Self { config, parameters, trunk, head, precision: Precision::F32 })
     }
 
     /// A decoder with `weights`, as float32 on `device`, frozen.
@@ -48,12 +49,21 @@ impl<H: DecoderHead> Decoder<H> {
         Self::over(config, Parameters::new(weights, Kind::Float, device)?)
     }
 
+    /// The same decoder, with the matrix products of trunk and language-model head computed in `precision`. Its weights, and
+    /// what else it computes, stay as they are.
+    #[must_use]
+    pub fn in_precision(mut self, precision: Precision) -> Self {
+        self.precision = precision;
+        self.trunk.set_precision(precision);
+        self
+    }
+
     /// The same decoder with gradients recorded.
     ///
     /// # Errors
     /// As [`Self::over`].
     pub fn trainable(self) -> Result<Self, LmError> {
-        Self::over(self.config, self.parameters.trainable())
+        Ok(Self::over(self.config, self.parameters.trainable())?.in_precision(self.precision))
     }
 
     /// A twin over the same weights, which follows their updates; its operations record their gradients apart, so that
@@ -62,7 +72,7 @@ impl<H: DecoderHead> Decoder<H> {
     /// # Errors
     /// Fails if libtorch does.
     pub fn replica(&self) -> Result<Self, LmError> {
-        Self::over(self.config.clone(), self.parameters.replica()?)
+        Ok(Self::over(self.config.clone(), self.parameters.replica()?)?.in_precision(self.precision))
     }
 
     /// A frozen copy that later updates do not touch.
@@ -70,13 +80,19 @@ impl<H: DecoderHead> Decoder<H> {
     /// # Errors
     /// Fails if libtorch does.
     pub fn snapshot(&self) -> Result<Self, LmError> {
-        Self::over(self.config.clone(), self.parameters.snapshot()?)
+        Ok(Self::over(self.config.clone(), self.parameters.snapshot()?)?.in_precision(self.precision))
     }
 
     /// The architecture.
     #[must_use]
     pub fn config(&self) -> &DecoderConfig {
         &self.config
+    }
+
+    /// What matrix products are computed in.
+    #[must_use]
+    pub fn precision(&self) -> Precision {
+        self.precision
     }
 
     /// The weights.

@@ -42,7 +42,7 @@ impl DecodingWeights {
         let kind = precision.kind();
         if policy.device() != Device::Cpu {
             let policy = match precision {
-                Precision::F32 => policy.replica()?,
+                Precision::F32 => policy.replica()?.in_precision(Precision::F32),
                 Precision::Bf16 => {
                     let parameters = Parameters::new(&policy.parameters().to_map(), kind, policy.device())?;
                     Policy::over(policy.config().clone(), parameters)?

@@ -53,7 +53,7 @@ impl Decoder<LanguageModelHead> {
     /// # Errors
     /// Fails if libtorch does.
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor, LmError> {
-        Ok(hidden.f_linear::<&Tensor>(&self.head().0, None)?.f_to_kind(Kind::Float)?)
+        Ok(self.precision().linear(hidden, &self.head().0, None)?.f_to_kind(Kind::Float)?)
     }
 
     /// Log-probabilities of the response tokens under softmax(logits / `temperature`). The head runs at response
@@ -63,12 +63,16 @@ impl Decoder<LanguageModelHead> {
     /// Fails if libtorch does.
     pub fn response_log_probs(&self, batch: &SequenceBatch, temperature: f64) -> Result<ResponseLogProbs, LmError> {
         let hidden = batch.before_response_tokens(&self.trunk().forward(batch.tokens())?)?;
-        let log_softmax = self.logits(&hidden)?.f_div_scalar(temperature)?.f_log_softmax(-1, Kind::Float)?;
+        let mut logits = self.logits(&hidden)?;
+        if temperature != 1.0 {
+            logits = logits.f_div_scalar(temperature)?;
+        }
+        let log_softmax = logits.f_log_softmax(-1, Kind::Float)?;
         let chosen = log_softmax.f_gather(-1, &batch.response_tokens().f_unsqueeze(1)?, false)?.f_squeeze_dim(1)?;
         let entropy = {
             let _guard = tch::no_grad_guard();
             let detached = log_softmax.f_detach()?;
-            detached.f_exp()?.f_mul(&detached)?.f_sum_dim_intlist([-1i64].as_slice(), false, Kind::Float)?.f_neg()?
+            detached.f_exp()?.f_mul_(&detached)?.f_sum_dim_intlist([-1i64].as_slice(), false, Kind::Float)?.f_neg()?
         };
         Ok(ResponseLogProbs { log_probs: batch.pad(&chosen)?, entropy: batch.pad(&entropy)? })
     }

@@ -1,8 +1,9 @@
 //! The number type that products are computed in.
 
+use crate::LmError;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tch::Kind;
+use tch::{Kind, Tensor};
 
 /// The number type of the weights and inputs of matrix products. Sums, norms, softmaxes and losses are float32 always,
 /// and so are the weights that an optimiser changes.
@@ -24,5 +25,26 @@ impl Precision {
             Self::F32 => Kind::Float,
             Self::Bf16 => Kind::BFloat16,
         }
+    }
+
+    /// input · weightᵀ + bias, of inputs and weights rounded to this precision; gradients are those of the rounded ones.
+    /// `[.., outputs]` from `input` `[.., inputs]`, `weight` `[outputs, inputs]` and `bias` `[outputs]`, all float32.
+    ///
+    /// A processor without units for bfloat16 would take many times as long for it as for float32. There the rounded
+    /// numbers are multiplied as float32, with the same sums but for their order and the rounding of the result.
+    pub(crate) fn linear(self, input: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor, LmError> {
+        if self == Self::F32 {
+            return Ok(input.f_linear(weight, bias)?);
+        }
+        let (input, weight) = (input.f_to_kind(Kind::BFloat16)?, weight.f_to_kind(Kind::BFloat16)?);
+        let product = if saddle_libtorch::has_bf16_units(input.device()) {
+            input.f_linear::<&Tensor>(&weight, None)?.f_to_kind(Kind::Float)?
+        } else {
+            input.f_to_kind(Kind::Float)?.f_linear::<&Tensor>(&weight.f_to_kind(Kind::Float)?, None)?
+        };
+        Ok(match bias {
+            Some(bias) => product.f_add(bias)?,
+            None => product,
+        })
     }
 }

@@ -166,6 +166,30 @@ fn after_a_rebuild_a_response_goes_on_as_the_new_weights_would() {
 }
 
 #[test]
+fn a_prompt_that_the_cache_holds_is_read_again_under_other_weights() {
+    let [before, after] = [1, 2].map(|seed| Policy::fresh(config(Architecture::Llama), seed, Device::Cpu).unwrap());
+    let prompt = |ordinal| Prompt { ordinal: PromptOrdinal(ordinal), tokens: vec![5, 9, 13, 4], kind: None };
+    let expected = generate(&after, PolicyVersion(1), vec![prompt(1), prompt(2)], settings(1.0), 1).unwrap();
+    let [before, after] = [before, after].map(|policy| DecodingWeights::new(&policy, Precision::F32).unwrap());
+    let settings = DecodeSettings { stop_tokens: vec![], ..settings(1.0) };
+    let mut batch = DecodingBatch::new(&before, settings, 3, 32).unwrap();
+    batch.admit(&before, PolicyVersion(0), vec![prompt(0)]).unwrap();
+    for ordinal in [1, 2] {
+        batch.admit(&after, PolicyVersion(1), vec![prompt(ordinal)]).unwrap();
+    }
+    let mut rollouts = Vec::new();
+    while batch.running() > 0 {
+        rollouts.extend(batch.step(&after, PolicyVersion(1)).unwrap());
+    }
+    for expected in expected {
+        let found = rollouts.iter().find(|each| each.prompt.ordinal == expected.prompt.ordinal).unwrap();
+        let length = expected.tokens.len();
+        assert_eq!(found.tokens[..length], expected.tokens);
+        assert_eq!(found.log_probs[..length], expected.log_probs, "to the bit");
+    }
+}
+
+#[test]
 fn a_response_that_is_given_up_leaves_the_others_as_they_are() {
     let policy = Policy::fresh(config(Architecture::Llama), 1, Device::Cpu).unwrap();
     let expected = answers(&policy, settings(1.0), 17);

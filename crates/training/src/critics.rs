@@ -5,7 +5,7 @@
 
 use crate::TrainingError;
 use crate::config::{Critics, CriticsSection};
-use saddle_lm::{AdamW, ScoreModel, SequenceBatch};
+use saddle_lm::{AdamW, Precision, ScoreModel, SequenceBatch};
 use tch::{Device, Tensor};
 
 /// Values for all streams: the reward's first, then each cost's.
@@ -46,6 +46,14 @@ impl CriticSet {
             Ok::<_, TrainingError>(Critic { model, optimizer, heads })
         });
         Ok(Self { critics: critics.collect::<Result<_, _>>()?, learning_rate: section.learning_rate })
+    }
+
+    /// The same critics, which compute in `precision`.
+    #[must_use]
+    pub fn in_precision(mut self, precision: Precision) -> Self {
+        let critics = self.critics.into_iter();
+        self.critics = critics.map(|critic| Critic { model: critic.model.in_precision(precision), ..critic }).collect();
+        self
     }
 
     /// Values of the states before each response token: one `[batch, response]` for each stream.

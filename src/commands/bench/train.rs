@@ -10,7 +10,7 @@ use crate::run;
 use crate::table::print_result;
 use saddle_core::{Prompt, PromptOrdinal};
 use saddle_lm::{ModelKind, Policy, ScoreModel, train_bpe};
-use saddle_training::config::{Critics, RunSection, ShapeSection, SpecialTokens, TrainConfig};
+use saddle_training::config::{Critics, PrecisionSection, RunSection, ShapeSection, SpecialTokens, TrainConfig};
 use saddle_training::{CriticSet, Judges, Learner, Observer, PolicyModel, Ptx, Scorer, train_synchronously};
 use tch::Device;
 
@@ -46,12 +46,13 @@ pub(in crate::commands) fn train(args: &BenchTrainArgs) -> Result<(), Failure> {
     let scorer = |kind, seed| {
         let weights = policy.parameters().to_map();
         let model = ScoreModel::on_trunk(policy.config().clone(), &weights, 1, seed, device)?;
+        let model = model.in_precision(config.precision.scoring);
         // A scorer has a tokenizer; on random prompts nothing is read with it.
         let tokenizer = train_bpe(std::iter::once("a text"), TINY_VOCABULARY)?;
         Ok::<_, Failure>(Scorer { model, tokenizer, kind, normalizer: None })
     };
     let judges = Judges {
-        reference: policy.snapshot()?,
+        reference: policy.snapshot()?.in_precision(config.precision.scoring),
         reward: scorer(ModelKind::Reward, 1)?,
         costs: vec![scorer(ModelKind::Cost, 2)?],
     };
@@ -90,7 +91,8 @@ fn config(args: &BenchTrainArgs) -> Result<TrainConfig, Failure> {
     config.run = RunSection { device: args.device.clone(), threads: args.threads, ..config.run };
     config.generation.max_new_tokens = args.new_tokens;
     config.generation.rows = args.prompts;
-    config.precision.generation = args.precision.into();
+    let precision = args.precision.into();
+    config.precision = PrecisionSection { generation: precision, scoring: precision, learning: precision };
     config.ppo.updates = WARM_UP + args.iterations as u64;
     config.ppo.batch_rollouts = args.prompts;
     config.critics.layout = match args.critics {

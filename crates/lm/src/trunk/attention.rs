@@ -58,6 +58,13 @@ impl Attention {
         })
     }
 
+    pub(super) fn linears_mut(&mut self) -> Vec<&mut Linear> {
+        match &mut self.input {
+            Projection::Separate { query, key, value } => vec![query, key, value, &mut self.output],
+            Projection::Fused(all) => vec![all, &mut self.output],
+        }
+    }
+
     /// Query, key and value projections for decoding on a CPU.
     pub(super) fn pack_input(&self, storage: Kind) -> Result<[PackedWeight; 3], LmError> {
         match &self.input {

@@ -1,6 +1,6 @@
 //! Linear layers, norms and feed-forwards.
 
-use crate::{Architecture, DecoderConfig, LmError, Parameters};
+use crate::{Architecture, DecoderConfig, LmError, Parameters, Precision};
 use saddle_libtorch::kernels::{self, PackedWeight};
 use tch::{Kind, Tensor};
 
@@ -11,12 +11,19 @@ pub(super) struct Linear {
     bias: Option<Tensor>,
     /// Whether the weight is stored as Wᵀ, with the input first (GPT-2's `Conv1D`).
     input_first: bool,
+    /// What the product is computed in.
+    pub(super) precision: Precision,
 }
 
 impl Linear {
     /// `name.weight` `[outputs, inputs]` without a bias.
     pub(super) fn plain(name: &str, parameters: &Parameters) -> Result<Self, LmError> {
-        Ok(Self { weight: parameters.get(&format!("{name}.weight"))?, bias: None, input_first: false })
+        Ok(Self {
+            weight: parameters.get(&format!("{name}.weight"))?,
+            bias: None,
+            input_first: false,
+            precision: Precision::F32,
+        })
     }
 
     /// `name.weight` `[outputs, inputs]` and `name.bias` `[outputs]`.
@@ -50,9 +57,9 @@ impl Linear {
     /// `[.., inputs]` to `[.., outputs]`.
     pub(super) fn apply(&self, input: &Tensor) -> Result<Tensor, LmError> {
         if self.input_first {
-            return Ok(input.f_linear(&self.weight.f_transpose(0, 1)?, self.bias.as_ref())?);
+            return self.precision.linear(input, &self.weight.f_transpose(0, 1)?, self.bias.as_ref());
         }
-        Ok(input.f_linear(&self.weight, self.bias.as_ref())?)
+        self.precision.linear(input, &self.weight, self.bias.as_ref())
     }
 }
 
@@ -111,6 +118,13 @@ impl FeedForward {
         }
         let named = |name: &str| Linear::plain(&format!("{prefix}.mlp.{name}"), parameters);
         Ok(Self::Gated { gate: named("gate_proj")?, up: named("up_proj")?, down: named("down_proj")? })
+    }
+
+    pub(super) fn linears_mut(&mut self) -> Vec<&mut Linear> {
+        match self {
+            Self::Gated { gate, up, down } => vec![gate, up, down],
+            Self::Plain { up, down } => vec![up, down],
+        }
     }
 
     pub(super) fn apply(&self, input: &Tensor) -> Result<Tensor, LmError> {

@@ -10,7 +10,7 @@ mod layers;
 mod packed;
 mod positions;
 
-use crate::{Architecture, DecoderConfig, KvCache, LmError, Parameters};
+use crate::{Architecture, DecoderConfig, KvCache, LmError, Parameters, Precision};
 use attention::{Attention, attend, window_mask};
 use layers::{FeedForward, Norm};
 pub(crate) use packed::PackedTrunk;
@@ -54,6 +54,15 @@ impl Trunk {
             norm: Norm::over(norm, config, parameters)?,
             window: config.sliding_window.map(|window| window as i64),
         })
+    }
+
+    /// Computes the matrix products in `precision` from now on.
+    pub(crate) fn set_precision(&mut self, precision: Precision) {
+        for block in &mut self.blocks {
+            for linear in block.attention.linears_mut().into_iter().chain(block.feed_forward.linears_mut()) {
+                linear.precision = precision;
+            }
+        }
     }
 
     /// Hidden states `[batch, length, hidden]` of right-padded `tokens` `[batch, length]`.

@@ -158,6 +158,10 @@ impl Default for GenerationSection {
 pub struct PrecisionSection {
     /// Responses. What it does to their log-probs shows as `log_prob_gap`.
     pub generation: Precision,
+    /// Rewards, costs and reference log-probs.
+    pub scoring: Precision,
+    /// Forward and backward passes of policy and critics.
+    pub learning: Precision,
 }
 
 /// `[critics]`: the value estimates of the reward and the cost stream.

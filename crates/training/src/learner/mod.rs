@@ -54,7 +54,8 @@ impl Learner {
     /// # Errors
     /// Fails if the optimiser's memory cannot be had.
     pub fn new(config: TrainConfig, policy: Policy, critics: CriticSet, ptx: Ptx) -> Result<Self, TrainingError> {
-        let policy = policy.trainable()?;
+        let precision = config.precision.learning;
+        let (policy, critics) = (policy.trainable()?.in_precision(precision), critics.in_precision(precision));
         let optimizer = AdamW::new(config.policy.adamw.clone(), policy.parameters())?;
         let guards = Guards::new(config.guards);
         Ok(Self { config, policy, optimizer, critics, ptx, version: PolicyVersion(0), guards })

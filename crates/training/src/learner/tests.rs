@@ -128,6 +128,22 @@ fn a_stale_batch_is_measured_and_corrected() {
 }
 
 #[test]
+fn bf16_learning_follows_the_gradient_of_f32() {
+    let recorded = rollouts(0, |_| 0.0);
+    let gradient = |more: &str| {
+        let mut learner = learner(more);
+        learner.update(&recorded, &[0.5]).unwrap();
+        assert_eq!(learner.policy().parameters().flat().kind(), tch::Kind::Float, "the master weights");
+        gradient(&learner)
+    };
+    let (exact, rounded) = (gradient(""), gradient("precision.learning = \"bf16\""));
+    let norm = |values: &[f32]| values.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt();
+    let apart: Vec<f32> = exact.iter().zip(&rounded).map(|(one, other)| one - other).collect();
+    let relative = norm(&apart) / norm(&exact);
+    assert!((1e-5..0.1).contains(&relative), "{relative}");
+}
+
+#[test]
 fn the_log_prob_gap_is_that_of_tokens_under_equal_weights_only() {
     let mut mixed = rollouts(2, |_| 3.0);
     let gap = |rollouts: &[ScoredRollout]| learner("").update(rollouts, &[0.5]).unwrap();
