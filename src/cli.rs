@@ -58,10 +58,9 @@ pub(crate) enum BenchCommand {
 }
 
 #[derive(Debug, Args)]
-#[group(id = "subject", required = true, multiple = false, args = ["model", "tiny"])]
 pub(crate) struct BenchTrainArgs {
     /// The model directory of the policy, whose size the other models are of too.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", required_unless_present = "tiny", conflicts_with = "tiny")]
     pub(crate) model: Option<PathBuf>,
     /// 4 layers of width 128 and a vocabulary of 512, with random weights.
     #[arg(long)]

@@ -63,7 +63,7 @@ fn the_training_bench_reports_the_parts_of_an_iteration() {
         assert!((parts.iter().sum::<f64>() - whole).abs() < 1e-9, "{report}");
         assert!(number("samples_per_second").is_some(), "{report}");
     }
-    bench.refuse("bench train", &["--model", "--tiny"]);
+    bench.refuse("bench train", &["--model"]);
     bench.refuse("bench train --tiny --new-tokens 0", &["--new-tokens: out of range"]);
     bench.refuse("bench train --tiny --new-tokens 500", &["the model reads 512"]);
 }
