@@ -7,5 +7,6 @@ mod determinism;
 mod dpo;
 mod import;
 mod judge;
+mod lora;
 mod stages;
 mod workbench;
