@@ -39,7 +39,7 @@ pub fn write_adapter<H: DecoderHead>(path: &Path, model: &Decoder<H>, base: &Pat
     let config = json!({
         "peft_type": "LORA",
         "task_type": if head.is_some() { "SEQ_CLS" } else { "CAUSAL_LM" },
-        "base_model_name_or_path": base,
+        "base_model_name_or_path": base.display().to_string(),
         "r": lora.rank,
         "lora_alpha": lora.alpha,
         "lora_dropout": 0.0,
