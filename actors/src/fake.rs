@@ -82,6 +82,10 @@ impl Engines for FakeEngines {
         Ok(FakeLearner { update: self.times.update })
     }
 
+    fn size_bytes((): &()) -> usize {
+        0
+    }
+
     fn before_step(&self, role: Role, index: usize) {
         if let Some(mishap) = &self.mishap {
             mishap(role, index);

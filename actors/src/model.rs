@@ -129,6 +129,12 @@ impl Engines for ModelEngines {
         })
     }
 
+    fn size_bytes(weights: &Frozen<Policy>) -> usize {
+        let policy = lock(&weights.0);
+        let flat = policy.parameters().flat();
+        flat.numel() * flat.kind().elt_size_in_bytes()
+    }
+
     fn enter(&self, role: Role) -> Result<(), EngineError> {
         let own = self.placement(role).map_or(0, |placement| placement.threads);
         let threads = if own == 0 { self.config.run.threads } else { own };

@@ -8,4 +8,5 @@ mod dpo;
 mod import;
 mod judge;
 mod stages;
+mod telemetry;
 mod workbench;
