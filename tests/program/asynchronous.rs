@@ -82,7 +82,7 @@ fn told_to_leave_it_ends_what_is_under_way_and_saves_its_model() {
 fn told_twice_it_leaves_at_once_without_a_model() {
     let bench = Workbench::new();
     // Decoded one at a time, what is under way would take minutes to end.
-    let more = "--set ppo.batch_rollouts=4096 --set generation.rows=1 --set telemetry.address=127.0.0.1:0";
+    let more = "--set ppo.batch_rollouts=4096 --set edges.items=8192 --set generation.rows=1 --set telemetry.address=127.0.0.1:0";
     let mut child = bench.start(&format!("train --config recipes/train.toml --run run {ASYNCHRONOUS} {more}"));
     let (_, mut lines) = address(&mut child);
     tell_to_leave(&child);
