@@ -49,7 +49,8 @@ pub(crate) enum Command {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum BenchCommand {
-    /// Rollouts a second with several numbers of generators, against what is possible; over engines that only take time.
+    /// Rollouts a second with several numbers of generators and scorers, against what is possible; over engines that only
+    /// take time.
     Throughput(ThroughputArgs),
 }
 
@@ -58,15 +59,18 @@ pub(crate) struct ThroughputArgs {
     /// Numbers of generators.
     #[arg(long, value_delimiter = ',', default_value = "1,2,4,8,16")]
     pub(crate) generators: Vec<usize>,
+    /// Numbers of scorers of each lane: of the reward, of the cost, of the reference.
+    #[arg(long, value_delimiter = ',', default_value = "1")]
+    pub(crate) scorers: Vec<usize>,
     /// Updates to measure over.
     #[arg(long, default_value_t = 20)]
     pub(crate) updates: u64,
     /// Rollouts for one update.
     #[arg(long, default_value_t = 128)]
     pub(crate) batch: usize,
-    /// Versions that a rollout may be old.
-    #[arg(long, default_value_t = 2)]
-    pub(crate) staleness: usize,
+    /// Versions that a rollout may be old; several to compare.
+    #[arg(long, value_delimiter = ',', default_value = "2")]
+    pub(crate) staleness: Vec<usize>,
     /// Responses that a generator works on at once.
     #[arg(long, default_value_t = 16)]
     pub(crate) slots: usize,
@@ -76,9 +80,15 @@ pub(crate) struct ThroughputArgs {
     /// Time of a decoding step, whatever it serves.
     #[arg(long, default_value_t = 2.0)]
     pub(crate) step_milliseconds: f64,
+    /// Time that a scorer takes for one response.
+    #[arg(long, default_value_t = 0.0)]
+    pub(crate) score_milliseconds: f64,
     /// Time of an update.
     #[arg(long, default_value_t = 50.0)]
     pub(crate) update_milliseconds: f64,
+    /// Draw the rates over the generators into this SVG file.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) plot: Option<PathBuf>,
     /// Print JSON.
     #[arg(long)]
     pub(crate) json: bool,

@@ -129,6 +129,12 @@ impl Engines for ModelEngines {
         })
     }
 
+    fn size_bytes(weights: &Frozen<Policy>) -> usize {
+        let policy = lock(&weights.0);
+        let flat = policy.parameters().flat();
+        flat.numel() * flat.kind().elt_size_in_bytes()
+    }
+
     fn enter(&self, role: Role) -> Result<(), EngineError> {
         let Some(placement) = self.placement(role) else { return Ok(()) };
         let cores = std::thread::available_parallelism().map_or(1, usize::from);

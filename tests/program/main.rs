@@ -9,4 +9,5 @@ mod import;
 mod judge;
 mod lora;
 mod stages;
+mod telemetry;
 mod workbench;

@@ -98,7 +98,8 @@ pub struct EdgesSection {
     pub items: usize,
     /// Most mebibytes on an edge.
     pub mebibytes: usize,
-    /// A stage that gets no input, or no room for its output, for so long fails, in seconds.
+    /// A stage that gets no input, or no room for its output, for so long fails, in seconds. Longer than the longest update,
+    /// during which generators may have nothing to do.
     pub patience_seconds: f64,
     /// A response that is not finished after so long is given up and tried again, in seconds.
     pub response_seconds: f64,

@@ -111,6 +111,14 @@ fn what_the_current_weights_have_sampled_is_trained_on_by_plain_ppo_whatever_the
 }
 
 #[test]
+fn the_time_of_every_phase_of_an_update_is_told() {
+    let metrics = learner("ppo.minibatches = 2").update(&rollouts(0, |_| 0.0), &[0.5]).unwrap();
+    for phase in ["logprob", "value", "policy", "critic", "optimizer"] {
+        assert!(metric(&metrics, &format!("{phase}_seconds")) > 0.0, "{phase}: {metrics:?}");
+    }
+}
+
+#[test]
 fn a_stale_batch_is_measured_and_corrected() {
     let train = |more: &str| {
         let mut learner = learner(more);
