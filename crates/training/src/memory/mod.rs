@@ -1,0 +1,215 @@
+//! What a run of `saddle train` needs in memory, estimated from its configuration and the shapes of its models: no
+//! weights are read.
+//!
+//! A model in training holds its weights, the sum of gradients, and AdamW's two moments; a step needs three times the
+//! weights besides for a moment. Frozen models are shared by the stages of a device and copied to others. An update needs
+//! what the backward passes of policy and critics keep of a micro-batch. In the synchronous schedule stages take turns, so
+//! that what they work with is there one at a time; in the asynchronous one it adds up.
+
+mod sizes;
+
+use crate::config::{Critics, StagePlacement, TrainConfig};
+use saddle_lm::DecoderConfig;
+use std::collections::BTreeMap;
+use std::fmt;
+
+/// The program and its libraries, beside tensors.
+const PROGRAM_BYTES: u64 = 400 << 20;
+/// Copies of the policy's weights that are published at once: the newest, and the one that generators still use.
+const PUBLISHED: u64 = 2;
+/// Gradient and two moments.
+const OPTIMIZER: u64 = 3;
+/// Times the weights that an optimiser step needs for a moment.
+const STEP: u64 = 3;
+const GIB: f64 = (1u64 << 30) as f64;
+
+/// The shapes of a run's models.
+#[derive(Clone, Debug)]
+pub struct RunShapes {
+    /// Of the policy, and so of the reference.
+    pub policy: DecoderConfig,
+    /// Of the reward model.
+    pub reward: DecoderConfig,
+    /// Of the cost model of each constraint, in the order of their names.
+    pub costs: Vec<DecoderConfig>,
+}
+
+/// What a run needs, device by device.
+#[derive(Clone, Debug)]
+pub struct MemoryPlan {
+    parts: BTreeMap<String, Vec<Part>>,
+    in_turns: bool,
+}
+
+#[derive(Clone, Debug)]
+struct Part {
+    stage: &'static str,
+    what: String,
+    bytes: u64,
+    /// There only while its stage works.
+    working: bool,
+}
+
+impl MemoryPlan {
+    /// The plan of a valid `config` for models of these `shapes`.
+    #[must_use]
+    pub fn new(config: &TrainConfig, shapes: &RunShapes) -> Self {
+        let mut plan = Self { parts: BTreeMap::new(), in_turns: !config.is_asynchronous() };
+        Planner { config, shapes, plan: &mut plan }.all();
+        plan
+    }
+
+    /// Bytes that each device needs at the most.
+    #[must_use]
+    pub fn devices(&self) -> BTreeMap<&str, u64> {
+        self.parts.iter().map(|(device, parts)| (device.as_str(), self.total(parts))).collect()
+    }
+
+    fn total(&self, parts: &[Part]) -> u64 {
+        let held: u64 = parts.iter().filter(|part| !part.working).map(|part| part.bytes).sum();
+        let mut working: BTreeMap<&str, u64> = BTreeMap::new();
+        for part in parts.iter().filter(|part| part.working) {
+            *working.entry(part.stage).or_default() += part.bytes;
+        }
+        let working = working.into_values();
+        held + if self.in_turns { working.max().unwrap_or(0) } else { working.sum() }
+    }
+}
+
+/// The plan, for people: a line for each part, and for each device the sum.
+impl fmt::Display for MemoryPlan {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let gib = |bytes: u64| format!("{:.2} GiB", bytes as f64 / GIB);
+        for (device, parts) in &self.parts {
+            writeln!(out, "memory of {device}, estimated")?;
+            for Part { stage, what, bytes, .. } in parts.iter().filter(|part| part.bytes > 0) {
+                writeln!(out, "  {:<58} {:>12}", format!("{stage}: {what}"), gib(*bytes))?;
+            }
+            let turns = if self.in_turns { "; stages take turns" } else { "" };
+            writeln!(out, "  {:<58} {:>12}", format!("at the most{turns}"), gib(self.total(parts)))?;
+        }
+        Ok(())
+    }
+}
+
+struct Planner<'a> {
+    config: &'a TrainConfig,
+    shapes: &'a RunShapes,
+    plan: &'a mut MemoryPlan,
+}
+
+impl Planner<'_> {
+    fn all(&mut self) {
+        let placement = &self.config.placement;
+        self.learner();
+        self.generators();
+        let policy = sizes::policy_weights(&self.shapes.policy);
+        let work = sizes::logits(&self.shapes.policy, self.response_tokens(), 3);
+        let passing = sizes::passing(&self.shapes.policy, self.scored_tokens());
+        self.frozen("reference", &placement.reference, policy, work + passing);
+        let (reward, costs) = (&self.shapes.reward, &self.shapes.costs);
+        self.scorer("reward", &placement.reward, reward);
+        costs.iter().for_each(|cost| self.scorer("cost", &placement.cost, cost));
+        let device = self.config.run.device.clone();
+        self.add(&device, "program", "code and libraries".to_owned(), PROGRAM_BYTES, false);
+    }
+
+    /// The policy and the critics in training.
+    fn learner(&mut self) {
+        // The learner is made where the run is, whatever its placement.
+        let device = self.config.run.device.clone();
+        let policy = sizes::policy_weights(&self.shapes.policy);
+        let (reward, costs) = (&self.shapes.reward, &self.shapes.costs);
+        let critics: Vec<(&DecoderConfig, u64)> = match self.config.critics.layout {
+            Critics::Separate => std::iter::once(reward).chain(costs).map(|each| (each, 1)).collect(),
+            Critics::TwoHeaded => vec![(reward, 1 + costs.len() as u64)],
+        };
+        let critic_weights: u64 =
+            critics.iter().map(|(shape, heads)| sizes::score_weights(shape, *heads as usize)).sum();
+        let number = critics.len();
+        for (what, weights) in [("policy".to_owned(), policy), (format!("{number} × critic"), critic_weights)] {
+            self.add(&device, "learner", format!("weights of {what}"), weights, false);
+            self.add(&device, "learner", format!("gradients and moments of {what}"), OPTIMIZER * weights, false);
+        }
+        let tokens = self.learnt_tokens();
+        let kept = sizes::activations(&self.shapes.policy, tokens)
+            + sizes::logits(&self.shapes.policy, self.response_tokens().min(tokens), 4)
+            + critics.iter().map(|(shape, _)| sizes::activations(shape, tokens)).sum::<u64>();
+        let largest = critics.iter().map(|(shape, heads)| sizes::score_weights(shape, *heads as usize)).max();
+        let step = STEP * policy.max(largest.unwrap_or(0));
+        let what = format!("activations of {tokens} tokens, or an optimiser step");
+        self.add(&device, "learner", what, kept.max(step), true);
+    }
+
+    fn generators(&mut self) {
+        let placement = &self.config.placement.generator;
+        let device = self.device(placement);
+        let (count, rows) = (if self.plan.in_turns { 1 } else { placement.count }, self.config.generation.rows);
+        let shape = &self.shapes.policy;
+        if !self.plan.in_turns {
+            let (home, weights) = (self.config.run.device.clone(), sizes::policy_weights(shape));
+            self.add(&home, "learner", format!("{PUBLISHED} × published weights"), PUBLISHED * weights, false);
+            if device != home {
+                self.add(&device, "generator", format!("{count} × copy of the weights"), count as u64 * weights, false);
+            }
+        }
+        let capacity = self.sequence_tokens();
+        let cache = count as u64 * sizes::key_value_cache(shape, rows, capacity);
+        self.add(&device, "generator", format!("{count} × keys and values of {rows} × {capacity} tokens"), cache, true);
+        let prompts = sizes::passing(shape, rows * self.config.prompts.max_tokens);
+        let work = count as u64 * (prompts + sizes::logits(shape, rows, 6));
+        self.add(&device, "generator", "prompts and logits".to_owned(), work, true);
+    }
+
+    fn scorer(&mut self, stage: &'static str, placement: &StagePlacement, shape: &DecoderConfig) {
+        let work = sizes::passing(shape, self.scored_tokens());
+        self.frozen(stage, placement, sizes::score_weights(shape, 1), work);
+    }
+
+    /// Stages with a frozen model: one for all on the device of the run, one each elsewhere.
+    fn frozen(&mut self, stage: &'static str, placement: &StagePlacement, weights: u64, work: u64) {
+        let (home, device) = (self.config.run.device.clone(), self.device(placement));
+        let count = if self.plan.in_turns { 1 } else { placement.count as u64 };
+        self.add(&home, stage, "weights".to_owned(), weights, false);
+        if device != home {
+            self.add(&device, stage, format!("{count} × copy of the weights"), count * weights, false);
+        }
+        self.add(&device, stage, format!("{count} × states of {} tokens", self.scored_tokens()), count * work, true);
+    }
+
+    fn add(&mut self, device: &str, stage: &'static str, what: String, bytes: u64, working: bool) {
+        self.plan.parts.entry(device.to_owned()).or_default().push(Part { stage, what, bytes, working });
+    }
+
+    fn device(&self, placement: &StagePlacement) -> String {
+        let own = if self.plan.in_turns { None } else { placement.device.clone() };
+        own.unwrap_or_else(|| self.config.run.device.clone())
+    }
+
+    /// Longest prompt and response together.
+    fn sequence_tokens(&self) -> usize {
+        self.config.prompts.max_tokens + self.config.generation.max_new_tokens
+    }
+
+    /// Padded tokens of the learner's largest micro-batch.
+    fn learnt_tokens(&self) -> usize {
+        let minibatch = self.config.ppo.batch_rollouts.div_ceil(self.config.ppo.minibatches.max(1));
+        self.micro_batch(minibatch)
+    }
+
+    /// Padded tokens that a scorer takes at once.
+    fn scored_tokens(&self) -> usize {
+        self.micro_batch(self.config.ppo.batch_rollouts)
+    }
+
+    fn micro_batch(&self, rollouts: usize) -> usize {
+        let longest = self.sequence_tokens();
+        self.config.ppo.micro_batch_tokens.max(longest).min(rollouts.saturating_mul(longest))
+    }
+
+    /// Response positions among the tokens of a micro-batch.
+    fn response_tokens(&self) -> usize {
+        let rows = self.scored_tokens().div_ceil(self.sequence_tokens().max(1));
+        rows * self.config.generation.max_new_tokens
+    }
+}
