@@ -253,6 +253,9 @@ pub(crate) struct ExportArgs {
     /// The model directory.
     #[arg(value_name = "MODEL")]
     pub(crate) model: PathBuf,
+    /// Adapters to merge into the model: a run's `adapter`, or a directory in PEFT's layout.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) adapter: Option<PathBuf>,
     /// How weights are stored; as they are, unless given.
     #[arg(long)]
     pub(crate) dtype: Option<Dtype>,

@@ -139,6 +139,7 @@ impl<'a> Part<'a> {
             Some("number") => "number",
             Some("boolean") => "`true`, `false`",
             Some("string") => "text",
+            Some("array") if self.resolve(&schema["items"]).1["type"] == "string" => "list of texts",
             Some("array") => "list of sections",
             Some("object") if schema["properties"].is_object() => "a section",
             Some("object") => "sections by name",

@@ -34,7 +34,7 @@ impl<H: DecoderHead> Frozen<Decoder<H>> {
         if model.device() == device {
             return model.replica();
         }
-        Decoder::from_weights(model.config().clone(), &model.parameters().to_map(), device)
+        Decoder::from_weights(model.config().clone(), &model.weights()?, device)
     }
 }
 

@@ -65,8 +65,13 @@ fn stage<C: Serialize + DeserializeOwned + Validate>(
     let path = args.run.clone().unwrap_or_else(|| PathBuf::from("runs").join(name));
     let run = run::begin(&path, args.overwrite, &config)?;
     let figures = train(&config, &run)?;
-    let details =
-        [("model", run.model_path().display().to_string()), ("weights_hash", weights_hash(&run.model_path())?)];
+    let peak = saddle_store::peak_memory_bytes();
+    let mut details =
+        vec![("model", run.model_path().display().to_string()), ("weights_hash", weights_hash(&run.model_path())?)];
+    if run.adapter_path().is_dir() {
+        details.push(("adapter", run.adapter_path().display().to_string()));
+    }
+    details.extend(peak.map(|bytes| ("peak_memory_bytes", bytes.to_string())));
     print_result(args.json, &details, &figures);
     Ok(())
 }

@@ -22,7 +22,7 @@ pub(super) fn train(args: &TrainArgs) -> Result<(), Failure> {
     let config: TrainConfig = config::load(&args.stage.config, &args.stage.overrides)?;
     let memory = match (shapes(&config, args.shape.as_deref()), args.device_memory_gib) {
         (Ok(shapes), room_gib) => {
-            let plan = MemoryPlan::new(&config, &shapes);
+            let plan = MemoryPlan::new(&config, &shapes)?;
             require_room(&plan, room_gib)?;
             plan.to_string()
         }

@@ -8,6 +8,7 @@ mod dpo;
 mod evaluate;
 mod import;
 mod judge;
+mod lora;
 mod memory;
 mod stages;
 mod workbench;

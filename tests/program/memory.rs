@@ -60,6 +60,20 @@ fn a_shared_critic_needs_less_and_stages_at_the_same_time_need_more() {
 }
 
 #[test]
+fn adapters_share_the_weights_beneath_and_need_no_optimiser_for_them() {
+    let plan =
+        plan_of_seven_billion("--set lora.rank=16 --set critics.layout=two_headed --set schedule.kind=asynchronous");
+    let adapters = 16.0 * 32.0 * (4.0 * 8192.0 + 3.0 * 15104.0) * 4.0 / 1024f64.powi(3);
+    assert!((gib(&plan, "learner: adapters of policy") - adapters).abs() < 0.01, "{plan}");
+    assert!((gib(&plan, "learner: 2 × published adapters") - 2.0 * adapters).abs() < 0.01, "{plan}");
+    assert!(gib(&plan, "reference: weights") > 25.0, "{plan}");
+    let whole = plan_of_seven_billion("--set critics.layout=two_headed --set schedule.kind=asynchronous");
+    assert!(gib(&plan, "at the most") < gib(&whole, "at the most") / 2.0);
+    let unknown = format!("{DRY_RUN} {ABSENT} --shape {CONFIGS}/llama-7b.json --set lora.targets=[\"query\"]");
+    Workbench::new().refuse(&format!("{unknown} --device-memory-gib 80"), &["no projection called \"query\""]);
+}
+
+#[test]
 fn another_device_has_copies_of_its_own() {
     let plan = plan_of_seven_billion(
         "--set schedule.kind=asynchronous --set run.device=cuda:0 --set placement.reward={device=\"cuda:1\",count=2}",

@@ -1,5 +1,6 @@
-//! Language models: decoders of the LLaMA, Mistral, Qwen and GPT-2 families, batched decoding, score models, the optimiser, and the Hugging Face
-//! directory that a model is read from and written to; GGUF files are read too.
+//! Language models: decoders of the LLaMA, Mistral, Qwen and GPT-2 families, batched decoding, score models, low-rank
+//! adapters, the optimiser, and the Hugging Face directory that a model is read from and written to; GGUF files are read
+//! too.
 
 mod batching;
 mod cache;
@@ -14,8 +15,10 @@ mod files;
 pub mod gguf;
 mod import;
 mod layout;
+mod lora;
 mod optimizer;
 mod parameters;
+mod peft;
 mod policy;
 mod sampling;
 mod schedule;
@@ -38,8 +41,10 @@ pub use directory::ModelDirectory;
 pub use error::LmError;
 pub use import::Import;
 pub use layout::{fresh_weights, policy_shapes, score_shapes, trunk_shapes};
+pub use lora::LoraConfig;
 pub use optimizer::{AdamW, AdamWConfig, Step};
 pub use parameters::Parameters;
+pub use peft::{ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, write_adapter};
 pub use policy::{LanguageModelHead, Policy, ResponseLogProbs};
 pub use sampling::Sampling;
 pub use schedule::{Decay, learning_rate_factor};

@@ -1,21 +1,24 @@
 //! Linear layers, norms and feed-forwards.
 
+use crate::lora::Adapter;
 use crate::{Architecture, DecoderConfig, LmError, Parameters};
 use tch::Tensor;
 
-/// x Wᵀ + b.
+/// x Wᵀ + b, and what an adapter adds.
 #[derive(Debug)]
 pub(super) struct Linear {
     weight: Tensor,
     bias: Option<Tensor>,
     /// Whether the weight is stored as Wᵀ, with the input first (GPT-2's `Conv1D`).
     input_first: bool,
+    adapter: Option<Adapter>,
 }
 
 impl Linear {
     /// `name.weight` `[outputs, inputs]` without a bias.
     pub(super) fn plain(name: &str, parameters: &Parameters) -> Result<Self, LmError> {
-        Ok(Self { weight: parameters.get(&format!("{name}.weight"))?, bias: None, input_first: false })
+        let (weight, adapter) = (parameters.get(&format!("{name}.weight"))?, parameters.adapter(name));
+        Ok(Self { weight, bias: None, input_first: false, adapter })
     }
 
     /// `name.weight` `[outputs, inputs]` and `name.bias` `[outputs]`.
@@ -30,10 +33,14 @@ impl Linear {
 
     /// `[.., inputs]` to `[.., outputs]`.
     pub(super) fn apply(&self, input: &Tensor) -> Result<Tensor, LmError> {
-        if self.input_first {
-            return Ok(input.f_linear(&self.weight.f_transpose(0, 1)?, self.bias.as_ref())?);
+        let output = match self.input_first {
+            true => input.f_linear(&self.weight.f_transpose(0, 1)?, self.bias.as_ref())?,
+            false => input.f_linear(&self.weight, self.bias.as_ref())?,
+        };
+        match &self.adapter {
+            Some(adapter) => adapter.add_to(&output, input),
+            None => Ok(output),
         }
-        Ok(input.f_linear(&self.weight, self.bias.as_ref())?)
     }
 }
 

@@ -2,14 +2,15 @@
 //! weights are read.
 //!
 //! A model in training holds its weights, the sum of gradients, and AdamW's two moments; a step needs three times the
-//! weights besides for a moment. Frozen models are shared by the stages of a device and copied to others. An update needs
-//! what the backward passes of policy and critics keep of a micro-batch. In the synchronous schedule stages take turns, so
+//! weights besides for a moment. With adapters all of this is of the adapters, over weights that are shared: the policy's
+//! with the reference, a critic's with its score model. Frozen models are shared by the stages of a device and copied to
+//! others. An update needs what the backward passes of policy and critics keep of a micro-batch. In the synchronous schedule stages take turns, so
 //! that what they work with is there one at a time; in the asynchronous one it adds up.
 
 mod sizes;
 
 use crate::config::{Critics, StagePlacement, TrainConfig};
-use saddle_lm::DecoderConfig;
+use saddle_lm::{DecoderConfig, LmError};
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -52,11 +53,13 @@ struct Part {
 
 impl MemoryPlan {
     /// The plan of a valid `config` for models of these `shapes`.
-    #[must_use]
-    pub fn new(config: &TrainConfig, shapes: &RunShapes) -> Self {
+    ///
+    /// # Errors
+    /// [`LmError::Mismatch`] if a model cannot have the adapters that are asked for.
+    pub fn new(config: &TrainConfig, shapes: &RunShapes) -> Result<Self, LmError> {
         let mut plan = Self { parts: BTreeMap::new(), in_turns: !config.is_asynchronous() };
-        Planner { config, shapes, plan: &mut plan }.all();
-        plan
+        Planner { config, shapes, plan: &mut plan }.all()?;
+        Ok(plan)
     }
 
     /// Bytes that each device needs at the most.
@@ -99,10 +102,10 @@ struct Planner<'a> {
 }
 
 impl Planner<'_> {
-    fn all(&mut self) {
+    fn all(&mut self) -> Result<(), LmError> {
         let placement = &self.config.placement;
-        self.learner();
-        self.generators();
+        self.learner()?;
+        self.generators()?;
         let policy = sizes::policy_weights(&self.shapes.policy);
         let work = sizes::logits(&self.shapes.policy, self.response_tokens(), 3);
         let passing = sizes::passing(&self.shapes.policy, self.scored_tokens());
@@ -112,44 +115,61 @@ impl Planner<'_> {
         costs.iter().for_each(|cost| self.scorer("cost", &placement.cost, cost));
         let device = self.config.run.device.clone();
         self.add(&device, "program", "code and libraries".to_owned(), PROGRAM_BYTES, false);
+        Ok(())
     }
 
     /// The policy and the critics in training.
-    fn learner(&mut self) {
+    fn learner(&mut self) -> Result<(), LmError> {
         // The learner is made where the run is, whatever its placement.
         let device = self.config.run.device.clone();
-        let policy = sizes::policy_weights(&self.shapes.policy);
         let (reward, costs) = (&self.shapes.reward, &self.shapes.costs);
-        let critics: Vec<(&DecoderConfig, u64)> = match self.config.critics.layout {
+        let critics: Vec<(&DecoderConfig, usize)> = match self.config.critics.layout {
             Critics::Separate => std::iter::once(reward).chain(costs).map(|each| (each, 1)).collect(),
-            Critics::TwoHeaded => vec![(reward, 1 + costs.len() as u64)],
+            Critics::TwoHeaded => vec![(reward, 1 + costs.len())],
         };
-        let critic_weights: u64 =
-            critics.iter().map(|(shape, heads)| sizes::score_weights(shape, *heads as usize)).sum();
-        let number = critics.len();
-        for (what, weights) in [("policy".to_owned(), policy), (format!("{number} × critic"), critic_weights)] {
-            self.add(&device, "learner", format!("weights of {what}"), weights, false);
-            self.add(&device, "learner", format!("gradients and moments of {what}"), OPTIMIZER * weights, false);
+        let policy = self.trained_policy()?;
+        let trained: Vec<u64> = critics.iter().map(|critic| self.trained_critic(*critic)).collect::<Result<_, _>>()?;
+        let what = if self.config.lora.is_some() { "adapters" } else { "weights" };
+        let critics_called = format!("{} × critic", critics.len());
+        for (whose, bytes) in [("policy", policy), (critics_called.as_str(), trained.iter().sum())] {
+            self.add(&device, "learner", format!("{what} of {whose}"), bytes, false);
+            self.add(&device, "learner", format!("gradients and moments of {whose}"), OPTIMIZER * bytes, false);
         }
         let tokens = self.learnt_tokens();
         let kept = sizes::activations(&self.shapes.policy, tokens)
             + sizes::logits(&self.shapes.policy, self.response_tokens().min(tokens), 4)
             + critics.iter().map(|(shape, _)| sizes::activations(shape, tokens)).sum::<u64>();
-        let largest = critics.iter().map(|(shape, heads)| sizes::score_weights(shape, *heads as usize)).max();
-        let step = STEP * policy.max(largest.unwrap_or(0));
+        let step = STEP * trained.into_iter().fold(policy, u64::max);
         let what = format!("activations of {tokens} tokens, or an optimiser step");
         self.add(&device, "learner", what, kept.max(step), true);
+        Ok(())
     }
 
-    fn generators(&mut self) {
+    /// What is trained of the policy: its adapters, if it has any, else its weights.
+    fn trained_policy(&self) -> Result<u64, LmError> {
+        let shape = &self.shapes.policy;
+        self.config.lora.as_ref().map_or(Ok(sizes::policy_weights(shape)), |lora| sizes::adapters(lora, shape))
+    }
+
+    /// The same of a critic with so many heads, which are trained in either case.
+    fn trained_critic(&self, (shape, heads): (&DecoderConfig, usize)) -> Result<u64, LmError> {
+        match &self.config.lora {
+            Some(lora) => Ok(sizes::adapters(lora, shape)? + sizes::score_heads(shape, heads)),
+            None => Ok(sizes::score_weights(shape, heads)),
+        }
+    }
+
+    fn generators(&mut self) -> Result<(), LmError> {
         let placement = &self.config.placement.generator;
         let device = self.device(placement);
         let (count, rows) = (if self.plan.in_turns { 1 } else { placement.count }, self.config.generation.rows);
         let shape = &self.shapes.policy;
         if !self.plan.in_turns {
-            let (home, weights) = (self.config.run.device.clone(), sizes::policy_weights(shape));
-            self.add(&home, "learner", format!("{PUBLISHED} × published weights"), PUBLISHED * weights, false);
+            let (home, published) = (self.config.run.device.clone(), PUBLISHED * self.trained_policy()?);
+            let what = if self.config.lora.is_some() { "adapters" } else { "weights" };
+            self.add(&home, "learner", format!("{PUBLISHED} × published {what}"), published, false);
             if device != home {
+                let weights = sizes::policy_weights(shape);
                 self.add(&device, "generator", format!("{count} × copy of the weights"), count as u64 * weights, false);
             }
         }
@@ -159,6 +179,7 @@ impl Planner<'_> {
         let prompts = sizes::passing(shape, rows * self.config.prompts.max_tokens);
         let work = count as u64 * (prompts + sizes::logits(shape, rows, 6));
         self.add(&device, "generator", "prompts and logits".to_owned(), work, true);
+        Ok(())
     }
 
     fn scorer(&mut self, stage: &'static str, placement: &StagePlacement, shape: &DecoderConfig) {

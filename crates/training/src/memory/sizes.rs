@@ -1,6 +1,6 @@
 //! Bytes of a decoder and of what is computed with it, from its shape alone.
 
-use saddle_lm::{Architecture, DecoderConfig, policy_shapes, score_shapes};
+use saddle_lm::{Architecture, DecoderConfig, LmError, LoraConfig, policy_shapes, score_shapes};
 
 /// Of a float32 number. Everything is computed and kept in float32.
 const NUMBER_BYTES: usize = size_of::<f32>();
@@ -22,6 +22,16 @@ pub(super) fn policy_weights(shape: &DecoderConfig) -> u64 {
 /// Weights of a score model with `heads` scores.
 pub(super) fn score_weights(shape: &DecoderConfig, heads: usize) -> u64 {
     bytes(count(&score_shapes(shape, heads)))
+}
+
+/// Adapters of a model.
+pub(super) fn adapters(lora: &LoraConfig, shape: &DecoderConfig) -> Result<u64, LmError> {
+    Ok(bytes(lora.parameter_count(shape)?))
+}
+
+/// Heads of a score model with `heads` scores.
+pub(super) fn score_heads(shape: &DecoderConfig, heads: usize) -> u64 {
+    bytes(heads.saturating_mul(shape.hidden_size))
 }
 
 /// Keys and values of `rows` sequences of up to `capacity` tokens.
