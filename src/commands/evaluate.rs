@@ -56,7 +56,7 @@ pub(super) fn evaluate(args: &EvaluateArgs) -> Result<(), Failure> {
     let report = run.report_path();
     if args.json {
         let report = report.display().to_string();
-        print(json!({ "before": before, "after": after, "cost_limit": limit, "report": report }));
+        print(json!({ "before": before, "trained": after, "cost_limit": limit, "report": report }));
     } else {
         print(format!("{shown}\n\nreport: {}", report.display()));
     }

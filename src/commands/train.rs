@@ -23,8 +23,7 @@ pub(super) fn train(args: &TrainArgs) -> Result<(), Failure> {
     let memory = match (shapes(&config, args.shape.as_deref()), args.device_memory_gib) {
         (Ok(shapes), room_gib) => {
             let plan = MemoryPlan::new(&config, &shapes)?;
-            require_room(&plan, room_gib)?;
-            plan.to_string()
+            format!("{plan}{}", room(&plan, room_gib)?)
         }
         (Err(Failure::Usage(reason)), None) => format!("memory is not estimated: {reason}"),
         (Err(failure), _) => return Err(failure),
@@ -56,14 +55,13 @@ fn shapes(config: &TrainConfig, assumed: Option<&Path>) -> Result<RunShapes, Fai
     })
 }
 
-/// Refuses a plan of which a device would need more than it has.
-fn require_room(plan: &MemoryPlan, device_gib: Option<f64>) -> Result<(), Failure> {
-    let Some(room_gib) = device_gib else { return Ok(()) };
-    let full = plan.devices().into_iter().find(|(_, bytes)| *bytes as f64 > room_gib * GIB);
-    full.map_or(Ok(()), |(device, bytes)| {
-        let needed = bytes as f64 / GIB;
-        Err(Failure::usage(format!(
-            "{device} has {room_gib} GiB, and the run needs about {needed:.2}:\n{plan}lower generation.rows or ppo.micro_batch_tokens, or share critics by critics.layout = \"two_headed\""
-        )))
-    })
+/// Says that every device has room for a plan; refuses one that needs more than `device_gib` somewhere.
+fn room(plan: &MemoryPlan, device_gib: Option<f64>) -> Result<String, Failure> {
+    let Some(device_gib) = device_gib else { return Ok(String::new()) };
+    let full = plan.devices().into_iter().find(|(_, bytes)| *bytes as f64 > device_gib * GIB);
+    let Some((device, bytes)) = full else { return Ok(format!("fits: every device has {device_gib} GiB")) };
+    let needed = bytes as f64 / GIB;
+    Err(Failure::usage(format!(
+        "{device} has {device_gib} GiB, and the run needs about {needed:.2}:\n{plan}lower generation.rows or ppo.micro_batch_tokens, share a critic by critics.layout = \"two_headed\", or train adapters by [lora]"
+    )))
 }

@@ -109,10 +109,11 @@ fn a_shape_that_is_not_known_is_said_and_matters_only_to_who_asks() {
 }
 
 #[test]
-fn the_recipe_of_beaver_fits_one_gpu_of_80_gb() {
+fn the_recipe_of_beaver_is_planned_without_its_models() {
     let recipe = format!("train --config {CONFIGS}/beaver-7b.toml --dry-run --shape {CONFIGS}/llama-7b.json");
     let bench = Workbench::new();
-    let plan = bench.succeed(&format!("{recipe} --device-memory-gib 79")).stdout;
+    let plan = bench.succeed(&format!("{recipe} --device-memory-gib 160")).stdout;
     assert!(gib(&plan, "at the most") > 40.0 && plan.contains("# memory of cuda:0, estimated"), "{plan}");
+    assert!(plan.contains("# fits: every device has 160 GiB"), "{plan}");
     bench.refuse(&format!("{recipe} --device-memory-gib 40"), &["cuda:0 has 40 GiB"]);
 }

@@ -17,11 +17,13 @@ use std::fmt;
 /// The program and its libraries, beside tensors.
 const PROGRAM_BYTES: u64 = 400 << 20;
 /// Copies of the policy's weights that are published at once: the newest, and the one that generators still use.
-const PUBLISHED: u64 = 2;
+const PUBLISHED: usize = 2;
 /// Gradient and two moments.
-const OPTIMIZER: u64 = 3;
+const OPTIMIZER: usize = 3;
 /// Times the weights that an optimiser step needs for a moment.
-const STEP: u64 = 3;
+const STEP: usize = 3;
+/// Bytes of a float32 number: everything is computed and kept in float32.
+const NUMBER_BYTES: u64 = 4;
 const GIB: f64 = (1u64 << 30) as f64;
 
 /// The shapes of a run's models.
@@ -114,7 +116,10 @@ impl Planner<'_> {
         self.scorer("reward", &placement.reward, reward);
         costs.iter().for_each(|cost| self.scorer("cost", &placement.cost, cost));
         let device = self.config.run.device.clone();
-        self.add(&device, "program", "code and libraries".to_owned(), PROGRAM_BYTES, false);
+        self.push(
+            &device,
+            Part { stage: "program", what: "libraries".to_owned(), bytes: PROGRAM_BYTES, working: false },
+        );
         Ok(())
     }
 
@@ -128,31 +133,32 @@ impl Planner<'_> {
             Critics::TwoHeaded => vec![(reward, 1 + costs.len())],
         };
         let policy = self.trained_policy()?;
-        let trained: Vec<u64> = critics.iter().map(|critic| self.trained_critic(*critic)).collect::<Result<_, _>>()?;
+        let trained: Vec<usize> =
+            critics.iter().map(|critic| self.trained_critic(*critic)).collect::<Result<_, _>>()?;
         let what = if self.config.lora.is_some() { "adapters" } else { "weights" };
         let critics_called = format!("{} × critic", critics.len());
-        for (whose, bytes) in [("policy", policy), (critics_called.as_str(), trained.iter().sum())] {
-            self.add(&device, "learner", format!("{what} of {whose}"), bytes, false);
-            self.add(&device, "learner", format!("gradients and moments of {whose}"), OPTIMIZER * bytes, false);
+        for (whose, numbers) in [("policy", policy), (critics_called.as_str(), trained.iter().sum())] {
+            self.add(&device, "learner", format!("{what} of {whose}"), numbers, false);
+            self.add(&device, "learner", format!("gradients and moments of {whose}"), OPTIMIZER * numbers, false);
         }
         let tokens = self.learnt_tokens();
         let kept = sizes::activations(&self.shapes.policy, tokens)
             + sizes::logits(&self.shapes.policy, self.response_tokens().min(tokens), 4)
-            + critics.iter().map(|(shape, _)| sizes::activations(shape, tokens)).sum::<u64>();
-        let step = STEP * trained.into_iter().fold(policy, u64::max);
+            + critics.iter().map(|(shape, _)| sizes::activations(shape, tokens)).sum::<usize>();
+        let step = STEP * trained.into_iter().fold(policy, usize::max);
         let what = format!("activations of {tokens} tokens, or an optimiser step");
         self.add(&device, "learner", what, kept.max(step), true);
         Ok(())
     }
 
     /// What is trained of the policy: its adapters, if it has any, else its weights.
-    fn trained_policy(&self) -> Result<u64, LmError> {
+    fn trained_policy(&self) -> Result<usize, LmError> {
         let shape = &self.shapes.policy;
         self.config.lora.as_ref().map_or(Ok(sizes::policy_weights(shape)), |lora| sizes::adapters(lora, shape))
     }
 
     /// The same of a critic with so many heads, which are trained in either case.
-    fn trained_critic(&self, (shape, heads): (&DecoderConfig, usize)) -> Result<u64, LmError> {
+    fn trained_critic(&self, (shape, heads): (&DecoderConfig, usize)) -> Result<usize, LmError> {
         match &self.config.lora {
             Some(lora) => Ok(sizes::adapters(lora, shape)? + sizes::score_heads(shape, heads)),
             None => Ok(sizes::score_weights(shape, heads)),
@@ -170,14 +176,14 @@ impl Planner<'_> {
             self.add(&home, "learner", format!("{PUBLISHED} × published {what}"), published, false);
             if device != home {
                 let weights = sizes::policy_weights(shape);
-                self.add(&device, "generator", format!("{count} × copy of the weights"), count as u64 * weights, false);
+                self.add(&device, "generator", format!("{count} × copy of the weights"), count * weights, false);
             }
         }
         let capacity = self.sequence_tokens();
-        let cache = count as u64 * sizes::key_value_cache(shape, rows, capacity);
+        let cache = count * sizes::key_value_cache(shape, rows, capacity);
         self.add(&device, "generator", format!("{count} × keys and values of {rows} × {capacity} tokens"), cache, true);
         let prompts = sizes::passing(shape, rows * self.config.prompts.max_tokens);
-        let work = count as u64 * (prompts + sizes::logits(shape, rows, 6));
+        let work = count * (prompts + sizes::logits(shape, rows, 6));
         self.add(&device, "generator", "prompts and logits".to_owned(), work, true);
         Ok(())
     }
@@ -188,9 +194,9 @@ impl Planner<'_> {
     }
 
     /// Stages with a frozen model: one for all on the device of the run, one each elsewhere.
-    fn frozen(&mut self, stage: &'static str, placement: &StagePlacement, weights: u64, work: u64) {
+    fn frozen(&mut self, stage: &'static str, placement: &StagePlacement, weights: usize, work: usize) {
         let (home, device) = (self.config.run.device.clone(), self.device(placement));
-        let count = if self.plan.in_turns { 1 } else { placement.count as u64 };
+        let count = if self.plan.in_turns { 1 } else { placement.count };
         self.add(&home, stage, "weights".to_owned(), weights, false);
         if device != home {
             self.add(&device, stage, format!("{count} × copy of the weights"), count * weights, false);
@@ -198,8 +204,13 @@ impl Planner<'_> {
         self.add(&device, stage, format!("{count} × states of {} tokens", self.scored_tokens()), count * work, true);
     }
 
-    fn add(&mut self, device: &str, stage: &'static str, what: String, bytes: u64, working: bool) {
-        self.plan.parts.entry(device.to_owned()).or_default().push(Part { stage, what, bytes, working });
+    /// Adds a part of so many numbers.
+    fn add(&mut self, device: &str, stage: &'static str, what: String, numbers: usize, working: bool) {
+        self.push(device, Part { stage, what, bytes: NUMBER_BYTES * numbers as u64, working });
+    }
+
+    fn push(&mut self, device: &str, part: Part) {
+        self.plan.parts.entry(device.to_owned()).or_default().push(part);
     }
 
     fn device(&self, placement: &StagePlacement) -> String {

@@ -1,61 +1,53 @@
-//! Bytes of a decoder and of what is computed with it, from its shape alone.
+//! How many numbers a decoder has and what is computed with it keeps, from its shape alone.
 
 use saddle_lm::{Architecture, DecoderConfig, LmError, LoraConfig, policy_shapes, score_shapes};
-
-/// Of a float32 number. Everything is computed and kept in float32.
-const NUMBER_BYTES: usize = size_of::<f32>();
-
-/// Bytes of numbers, as many as `count`.
-fn bytes(count: usize) -> u64 {
-    count.saturating_mul(NUMBER_BYTES) as u64
-}
 
 fn count(shapes: &[(String, Vec<i64>)]) -> usize {
     shapes.iter().map(|(_, shape)| shape.iter().product::<i64>() as usize).sum()
 }
 
 /// Weights of a policy.
-pub(super) fn policy_weights(shape: &DecoderConfig) -> u64 {
-    bytes(count(&policy_shapes(shape)))
+pub(super) fn policy_weights(shape: &DecoderConfig) -> usize {
+    count(&policy_shapes(shape))
 }
 
 /// Weights of a score model with `heads` scores.
-pub(super) fn score_weights(shape: &DecoderConfig, heads: usize) -> u64 {
-    bytes(count(&score_shapes(shape, heads)))
+pub(super) fn score_weights(shape: &DecoderConfig, heads: usize) -> usize {
+    count(&score_shapes(shape, heads))
 }
 
 /// Adapters of a model.
-pub(super) fn adapters(lora: &LoraConfig, shape: &DecoderConfig) -> Result<u64, LmError> {
-    Ok(bytes(lora.parameter_count(shape)?))
+pub(super) fn adapters(lora: &LoraConfig, shape: &DecoderConfig) -> Result<usize, LmError> {
+    lora.parameter_count(shape)
 }
 
 /// Heads of a score model with `heads` scores.
-pub(super) fn score_heads(shape: &DecoderConfig, heads: usize) -> u64 {
-    bytes(heads.saturating_mul(shape.hidden_size))
+pub(super) fn score_heads(shape: &DecoderConfig, heads: usize) -> usize {
+    heads.saturating_mul(shape.hidden_size)
 }
 
 /// Keys and values of `rows` sequences of up to `capacity` tokens.
-pub(super) fn key_value_cache(shape: &DecoderConfig, rows: usize, capacity: usize) -> u64 {
+pub(super) fn key_value_cache(shape: &DecoderConfig, rows: usize, capacity: usize) -> usize {
     let token = 2 * shape.num_hidden_layers * shape.num_key_value_heads * shape.head_dim();
-    bytes(token.saturating_mul(rows).saturating_mul(capacity))
+    token.saturating_mul(rows).saturating_mul(capacity)
 }
 
 /// What the trunk keeps of `tokens` tokens for its backward pass: in each block the input, the scaled and the weighted
 /// form of two norms, queries, keys, values and what was taken from them, and the inner states of the feed-forward.
-pub(super) fn activations(shape: &DecoderConfig, tokens: usize) -> u64 {
+pub(super) fn activations(shape: &DecoderConfig, tokens: usize) -> usize {
     let attention = shape.head_dim() * (2 * shape.num_attention_heads + 2 * shape.num_key_value_heads);
     let inner = if shape.architecture == Architecture::Gpt2 { 2 } else { 4 } * shape.intermediate_size;
     let block = 6 * shape.hidden_size + attention + inner;
-    bytes(tokens.saturating_mul(shape.num_hidden_layers).saturating_mul(block))
+    tokens.saturating_mul(shape.num_hidden_layers).saturating_mul(block)
 }
 
 /// What one block has in hand while `tokens` tokens pass without a backward pass to come.
-pub(super) fn passing(shape: &DecoderConfig, tokens: usize) -> u64 {
-    bytes(tokens.saturating_mul(4 * shape.hidden_size + 3 * shape.intermediate_size))
+pub(super) fn passing(shape: &DecoderConfig, tokens: usize) -> usize {
+    tokens.saturating_mul(4 * shape.hidden_size + 3 * shape.intermediate_size)
 }
 
 /// Logits of `positions` response positions, `copies` times: a softmax keeps its input and its output, and what is
 /// computed on the way from one to the other is there for a moment.
-pub(super) fn logits(shape: &DecoderConfig, positions: usize, copies: usize) -> u64 {
-    bytes(positions.saturating_mul(shape.vocab_size).saturating_mul(copies))
+pub(super) fn logits(shape: &DecoderConfig, positions: usize, copies: usize) -> usize {
+    positions.saturating_mul(shape.vocab_size).saturating_mul(copies)
 }
