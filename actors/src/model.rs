@@ -130,11 +130,9 @@ impl Engines for ModelEngines {
     }
 
     fn enter(&self, role: Role) -> Result<(), EngineError> {
-        let own = self.placement(role).map_or(0, |placement| placement.threads);
-        let threads = if own == 0 { self.config.run.threads } else { own };
-        if threads == 0 {
-            return Ok(());
-        }
+        let Some(placement) = self.placement(role) else { return Ok(()) };
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = self.config.stage_threads(placement, cores);
         saddle_libtorch::set_threads(threads).map_err(|error| EngineError::Fatal(error.to_string()))
     }
 }

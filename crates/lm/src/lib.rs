@@ -24,6 +24,8 @@ mod sampling;
 mod schedule;
 mod score;
 mod score_checkpoint;
+#[cfg(test)]
+mod small_model;
 mod stored;
 mod tokenizer;
 mod train_tokenizer;
