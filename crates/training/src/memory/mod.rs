@@ -18,6 +18,8 @@ use std::fmt;
 const PROGRAM_BYTES: u64 = 400 << 20;
 /// Copies of the policy's weights that are published at once: the newest, and the one that generators still use.
 const PUBLISHED: usize = 2;
+/// What allocators keep back of memory that comes and goes, as its share.
+const SLACK: f64 = 0.25;
 /// Gradient and two moments.
 const OPTIMIZER: usize = 3;
 /// Times the weights that an optimiser step needs for a moment.
@@ -77,7 +79,8 @@ impl MemoryPlan {
             *working.entry(part.stage).or_default() += part.bytes;
         }
         let working = working.into_values();
-        held + if self.in_turns { working.max().unwrap_or(0) } else { working.sum() }
+        let working: u64 = if self.in_turns { working.max().unwrap_or(0) } else { working.sum() };
+        held + working + (SLACK * working as f64) as u64
     }
 }
 
@@ -90,8 +93,13 @@ impl fmt::Display for MemoryPlan {
             for Part { stage, what, bytes, .. } in parts.iter().filter(|part| part.bytes > 0) {
                 writeln!(out, "  {:<58} {:>12}", format!("{stage}: {what}"), gib(*bytes))?;
             }
-            let turns = if self.in_turns { "; stages take turns" } else { "" };
-            writeln!(out, "  {:<58} {:>12}", format!("at the most{turns}"), gib(self.total(parts)))?;
+            let turns = if self.in_turns { ", where stages take turns" } else { "" };
+            writeln!(
+                out,
+                "  {:<58} {:>12}",
+                format!("at the most, with room for allocators{turns}"),
+                gib(self.total(parts))
+            )?;
         }
         Ok(())
     }
@@ -142,9 +150,10 @@ impl Planner<'_> {
             self.add(&device, "learner", format!("gradients and moments of {whose}"), OPTIMIZER * numbers, false);
         }
         let tokens = self.learnt_tokens();
-        let kept = sizes::activations(&self.shapes.policy, tokens)
+        let activations = |shape| sizes::activations(shape, tokens, self.sequence_tokens(), device == "cpu");
+        let kept = activations(&self.shapes.policy)
             + sizes::logits(&self.shapes.policy, self.response_tokens().min(tokens), 4)
-            + critics.iter().map(|(shape, _)| sizes::activations(shape, tokens)).sum::<usize>();
+            + critics.iter().map(|(shape, _)| activations(shape)).sum::<usize>();
         let step = STEP * trained.into_iter().fold(policy, usize::max);
         let what = format!("activations of {tokens} tokens, or an optimiser step");
         self.add(&device, "learner", what, kept.max(step), true);

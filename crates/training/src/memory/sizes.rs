@@ -32,10 +32,16 @@ pub(super) fn key_value_cache(shape: &DecoderConfig, rows: usize, capacity: usiz
     token.saturating_mul(rows).saturating_mul(capacity)
 }
 
-/// What the trunk keeps of `tokens` tokens for its backward pass: in each block the input, the scaled and the weighted
-/// form of two norms, queries, keys, values and what was taken from them, and the inner states of the feed-forward.
-pub(super) fn activations(shape: &DecoderConfig, tokens: usize) -> usize {
-    let attention = shape.head_dim() * (2 * shape.num_attention_heads + 2 * shape.num_key_value_heads);
+/// What the trunk keeps of `tokens` tokens in rows of `length` for its backward pass: in each block the input, the scaled and
+/// the weighted form of two norms, what attention keeps, and the inner states of the feed-forward.
+pub(super) fn activations(shape: &DecoderConfig, tokens: usize, length: usize, on_cpu: bool) -> usize {
+    let (heads, key_value_heads) = (shape.num_attention_heads, shape.num_key_value_heads);
+    let attention = if on_cpu && heads != key_value_heads {
+        // libtorch has no fused attention for grouped queries there: keys and values are repeated, and the weights kept.
+        4 * heads * shape.head_dim() + heads * length
+    } else {
+        2 * (heads + key_value_heads) * shape.head_dim()
+    };
     let inner = if shape.architecture == Architecture::Gpt2 { 2 } else { 4 } * shape.intermediate_size;
     let block = 6 * shape.hidden_size + attention + inner;
     tokens.saturating_mul(shape.num_hidden_layers).saturating_mul(block)
