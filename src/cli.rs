@@ -24,7 +24,9 @@ pub(crate) enum Command {
     /// Train a policy from pairs that say which response is better, without a reward model.
     Dpo(StageArgs),
     /// Train a policy by PPO-Lagrangian: more reward, with expected cost under a limit.
-    Train(StageArgs),
+    Train(TrainArgs),
+    /// Compare the policy of a training run with the one that it began as, on other prompts, and write the run's report.
+    Evaluate(EvaluateArgs),
     /// Bring a model in: a GGUF file or a Hugging Face directory becomes a model directory.
     Import(ImportArgs),
     /// Write a model for other programs: safetensors, config.json and tokenizer, as transformers loads them.
@@ -115,6 +117,40 @@ pub(crate) struct StageArgs {
     /// Check the configuration, print it with its defaults, and stop.
     #[arg(long)]
     pub(crate) dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TrainArgs {
+    #[command(flatten)]
+    pub(crate) stage: StageArgs,
+    /// With --dry-run: the shape, a config.json, of models that are not there yet, so that memory can be estimated.
+    #[arg(long, value_name = "FILE", requires = "dry_run")]
+    pub(crate) shape: Option<PathBuf>,
+    /// With --dry-run: refuse a run that needs more memory on a device than this, by the estimate.
+    #[arg(long, value_name = "GIB", requires = "dry_run")]
+    pub(crate) device_memory_gib: Option<f64>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EvaluateArgs {
+    /// The run of `saddle train`. Its models are looked for where its configuration names them.
+    #[arg(value_name = "RUN")]
+    pub(crate) run: PathBuf,
+    /// Prompts that the run did not train on: JSONL as a source of format "prompts".
+    #[arg(long, value_name = "FILE")]
+    pub(crate) prompts: PathBuf,
+    /// Answers of each policy, to the prompts in turn; one to each prompt unless given.
+    #[arg(long, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
+    pub(crate) responses: Option<usize>,
+    /// Always take the likeliest token, instead of sampling as the run did.
+    #[arg(long)]
+    pub(crate) greedy: bool,
+    /// The constraint whose cost is measured, where the run has several.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) constraint: Option<String>,
+    /// Print the result as JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]

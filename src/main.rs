@@ -4,6 +4,7 @@ mod cli;
 mod commands;
 mod config;
 mod demo;
+mod evaluation;
 mod failure;
 mod interrupt;
 mod progress;

@@ -230,14 +230,21 @@ mod tests {
 
     #[test]
     fn every_recipe_can_be_used() {
-        for name in ["sft", "real-sft"] {
+        for name in ["sft", "real-sft", "smollm2/sft"] {
             load::<SftConfig>(&recipe(name), &[]).unwrap();
         }
-        for name in ["reward-model", "cost-model", "real-reward-model", "real-cost-model"] {
+        for name in [
+            "reward-model",
+            "cost-model",
+            "real-reward-model",
+            "real-cost-model",
+            "smollm2/reward-model",
+            "smollm2/cost-model",
+        ] {
             load::<PreferenceConfig>(&recipe(name), &[]).unwrap();
         }
         load::<DpoConfig>(&recipe("dpo"), &[]).unwrap();
-        for name in ["train", "real-train"] {
+        for name in ["train", "real-train", "smollm2/train", "beaver-7b"] {
             load::<TrainConfig>(&recipe(name), &[]).unwrap();
         }
     }

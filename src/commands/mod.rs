@@ -1,22 +1,23 @@
 //! One function a command: arguments in, work done, result printed.
 
 mod bench;
+mod evaluate;
 mod export;
 mod generate;
 mod import;
 mod judge;
 mod score;
 mod stream;
+mod train;
 
 use crate::cli::{BenchCommand, Cli, Command, DoctorArgs, StageArgs, WorldArgs};
 use crate::failure::Failure;
 use crate::table::{print, print_result};
 use crate::{config, demo, reference, run, stages};
-use saddle_actors::Plan;
 use saddle_data::world::{World, WorldConfig};
 use saddle_lm::ModelKind;
 use saddle_store::RunDirectory;
-use saddle_training::config::{DpoConfig, PreferenceConfig, SftConfig, TrainConfig, Validate};
+use saddle_training::config::{DpoConfig, PreferenceConfig, SftConfig, Validate};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::path::{Path, PathBuf};
@@ -33,7 +34,8 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
             stages::score_model(ModelKind::Cost, config, run)
         }),
         Command::Dpo(args) => stage(&args, "dpo", |config: &DpoConfig, run| stages::direct_preference(config, run)),
-        Command::Train(args) => train(&args),
+        Command::Train(args) => train::train(&args),
+        Command::Evaluate(args) => evaluate::evaluate(&args),
         Command::Import(args) => import::import(&args),
         Command::Export(args) => export::export(&args),
         Command::Generate(args) => generate::generate(&args),
@@ -47,16 +49,6 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
             Ok(())
         }
     }
-}
-
-/// Policy training. A dry run of the asynchronous schedule shows its stages and edges below the recipe, as comments.
-fn train(args: &StageArgs) -> Result<(), Failure> {
-    stage(args, "train", |config: &TrainConfig, run| stages::policy_training(config, run, None).map(|()| Vec::new()))?;
-    let config: TrainConfig = config::load(&args.config, &args.overrides)?;
-    if args.dry_run && config.is_asynchronous() {
-        Plan::from(&config).to_string().lines().for_each(|line| print(format!("# {line}")));
-    }
-    Ok(())
 }
 
 /// Runs one training stage in a run directory of its own and prints its held-out figures.

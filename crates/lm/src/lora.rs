@@ -58,6 +58,15 @@ impl LoraConfig {
         problems
     }
 
+    /// Numbers in the adapters of a model.
+    ///
+    /// # Errors
+    /// [`LmError::Mismatch`] if the model cannot have them.
+    pub fn parameter_count(&self, config: &DecoderConfig) -> Result<usize, LmError> {
+        let targets = self.targets_of(config)?;
+        Ok(targets.iter().map(|each| self.rank * (each.inputs + each.outputs) as usize).sum())
+    }
+
     /// α/r.
     pub(crate) fn scale(&self) -> f64 {
         self.alpha / self.rank as f64
