@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench interop cargo
+.PHONY: help setup fetch demo smollm2 test check bench interop cargo
 # Doors share cargo's lock and the machine's cores: one after the other.
 .NOTPARALLEL:
 
@@ -13,14 +13,21 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 export OMP_WAIT_POLICY ?= passive
 
 help: ## list the doors
-	@sed -nE 's/^([a-z]+):[^#]*## (.*)$$/  make \1\t\2/p' Makefile | expand -t 16
+	@sed -nE 's/^([a-z0-9]+):[^#]*## (.*)$$/  make \1\t\2/p' Makefile | expand -t 16
 
 setup: ## fetch libtorch into .libtorch (CUDA=1: with CUDA; LIBTORCH=/path: use the one that is there)
 	@scripts/setup-libtorch
 
+fetch: ## fetch SmolLM2-135M and PyRIT's judgements of harm into fetched/, for make smollm2
+	@scripts/fetch
+
 demo: cargo setup ## build, then align the embedded model end to end, with a report (ARGS="--help")
 	cargo build --release
 	target/release/saddle demo $(ARGS)
+
+smollm2: cargo setup fetch ## build, then align SmolLM2-135M end to end; docs/smollm2.md (ARGS="--updates 2")
+	cargo build --release
+	scripts/smollm2 $(ARGS)
 
 test: cargo setup ## run every test
 	cargo test --workspace --doc --quiet

@@ -17,10 +17,17 @@ def rows(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def train(program, demo, place, keys):
-    """Trains a policy with the models and the recipe of the demo run `demo`, changed by `keys`, into the run `place`."""
+def train_command(program, demo, place, keys):
+    """The command that trains a policy with the models and the recipe of the demo run `demo`, changed by `keys`, into the run
+    `place`."""
     overrides = [word for key in keys for word in ("--set", key)]
-    saddle(program, "train", "--config", demo / "train" / "config.toml", "--run", place, "--overwrite", "--json", *overrides)
+    words = ["train", "--config", demo / "train" / "config.toml", "--run", place, "--overwrite", "--json", *overrides]
+    return [program, *map(str, words)]
+
+
+def train(program, demo, place, keys):
+    """Runs it."""
+    saddle(*train_command(program, demo, place, keys))
 
 
 def judge(program, demo, place, seed):

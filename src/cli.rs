@@ -24,7 +24,9 @@ pub(crate) enum Command {
     /// Train a policy from pairs that say which response is better, without a reward model.
     Dpo(StageArgs),
     /// Train a policy by PPO-Lagrangian: more reward, with expected cost under a limit.
-    Train(StageArgs),
+    Train(TrainArgs),
+    /// Compare the policy of a training run with the one that it began as, on other prompts, and write the run's report.
+    Evaluate(EvaluateArgs),
     /// Bring a model in: a GGUF file or a Hugging Face directory becomes a model directory.
     Import(ImportArgs),
     /// Write a model for other programs: safetensors, config.json and tokenizer, as transformers loads them.
@@ -49,7 +51,8 @@ pub(crate) enum Command {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum BenchCommand {
-    /// Rollouts a second with several numbers of generators, against what is possible; over engines that only take time.
+    /// Rollouts a second with several numbers of generators and scorers, against what is possible; over engines that only
+    /// take time.
     Throughput(ThroughputArgs),
     /// Tokens a second of greedy decoding, against what memory and arithmetic allow.
     Decode(DecodeArgs),
@@ -133,15 +136,18 @@ pub(crate) struct ThroughputArgs {
     /// Numbers of generators.
     #[arg(long, value_delimiter = ',', default_value = "1,2,4,8,16")]
     pub(crate) generators: Vec<usize>,
+    /// Numbers of scorers of each lane: of the reward, of the cost, of the reference.
+    #[arg(long, value_delimiter = ',', default_value = "1")]
+    pub(crate) scorers: Vec<usize>,
     /// Updates to measure over.
     #[arg(long, default_value_t = 20)]
     pub(crate) updates: u64,
     /// Rollouts for one update.
     #[arg(long, default_value_t = 128)]
     pub(crate) batch: usize,
-    /// Versions that a rollout may be old.
-    #[arg(long, default_value_t = 2)]
-    pub(crate) staleness: usize,
+    /// Versions that a rollout may be old; several to compare.
+    #[arg(long, value_delimiter = ',', default_value = "2")]
+    pub(crate) staleness: Vec<usize>,
     /// Responses that a generator works on at once.
     #[arg(long, default_value_t = 16)]
     pub(crate) slots: usize,
@@ -151,9 +157,15 @@ pub(crate) struct ThroughputArgs {
     /// Time of a decoding step, whatever it serves.
     #[arg(long, default_value_t = 2.0)]
     pub(crate) step_milliseconds: f64,
+    /// Time that a scorer takes for one response.
+    #[arg(long, default_value_t = 0.0)]
+    pub(crate) score_milliseconds: f64,
     /// Time of an update.
     #[arg(long, default_value_t = 50.0)]
     pub(crate) update_milliseconds: f64,
+    /// Draw the rates over the generators into this SVG file.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) plot: Option<PathBuf>,
     /// Print JSON.
     #[arg(long)]
     pub(crate) json: bool,
@@ -180,6 +192,40 @@ pub(crate) struct StageArgs {
     /// Check the configuration, print it with its defaults, and stop.
     #[arg(long)]
     pub(crate) dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TrainArgs {
+    #[command(flatten)]
+    pub(crate) stage: StageArgs,
+    /// With --dry-run: the shape, a config.json, of models that are not there yet, so that memory can be estimated.
+    #[arg(long, value_name = "FILE", requires = "dry_run")]
+    pub(crate) shape: Option<PathBuf>,
+    /// With --dry-run: refuse a run that needs more memory on a device than this, by the estimate.
+    #[arg(long, value_name = "GIB", requires = "dry_run")]
+    pub(crate) device_memory_gib: Option<f64>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EvaluateArgs {
+    /// The run of `saddle train`. Its models are looked for where its configuration names them.
+    #[arg(value_name = "RUN")]
+    pub(crate) run: PathBuf,
+    /// Prompts that the run did not train on: JSONL as a source of format "prompts".
+    #[arg(long, value_name = "FILE")]
+    pub(crate) prompts: PathBuf,
+    /// Answers of each policy, to the prompts in turn; one to each prompt unless given.
+    #[arg(long, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
+    pub(crate) responses: Option<usize>,
+    /// Always take the likeliest token, instead of sampling as the run did.
+    #[arg(long)]
+    pub(crate) greedy: bool,
+    /// The constraint whose cost is measured, where the run has several.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) constraint: Option<String>,
+    /// Print the result as JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -298,6 +344,9 @@ pub(crate) struct ExportArgs {
     /// The model directory.
     #[arg(value_name = "MODEL")]
     pub(crate) model: PathBuf,
+    /// Adapters to merge into the model: a run's `adapter`, or a directory in PEFT's layout.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) adapter: Option<PathBuf>,
     /// How weights are stored; as they are, unless given.
     #[arg(long)]
     pub(crate) dtype: Option<Dtype>,

@@ -31,7 +31,8 @@ pub(crate) fn parse<C: DeserializeOwned + Validate>(
     let mut track = serde_path_to_error::Track::new();
     let tracked = serde_path_to_error::Deserializer::new(Value::Table(table), &mut track);
     let parsed = serde_ignored::deserialize(tracked, |key| {
-        unknown.require(false, &key.to_string(), "there is no such key; see configs/reference.md");
+        // An optional section stands in the path as a question mark.
+        unknown.require(false, &key.to_string().replace(".?", ""), "there is no such key; see configs/reference.md");
     });
     let config: C = parsed
         .map_err(|error: toml::de::Error| Failure::usage(format!("{origin}: {}: {}", track.path(), error.message())))?;

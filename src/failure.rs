@@ -6,7 +6,6 @@ use saddle_libtorch::LibtorchError;
 use saddle_lm::LmError;
 use saddle_store::StoreError;
 use saddle_training::TrainingError;
-use std::process::ExitCode;
 
 /// A failure, by what the user can do about it.
 #[derive(Debug)]
@@ -34,7 +33,7 @@ impl Failure {
 
     /// Prints the message and gives the exit code.
     #[expect(clippy::print_stderr, reason = "the one place where a failure is shown")]
-    pub(crate) fn report(&self) -> ExitCode {
+    pub(crate) fn report(&self) -> u8 {
         let (message, code) = match self {
             Self::Usage(message) => (message, 2),
             Self::Environment(message) => (message, 3),
@@ -44,7 +43,7 @@ impl Failure {
         // libtorch's messages go on with a listing of its own stack.
         let message = message.split("\nException raised from").next().unwrap_or(message);
         eprintln!("saddle: {message}");
-        ExitCode::from(code)
+        code
     }
 }
 

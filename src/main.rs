@@ -4,6 +4,7 @@ mod cli;
 mod commands;
 mod config;
 mod demo;
+mod evaluation;
 mod failure;
 mod interrupt;
 mod progress;
@@ -13,11 +14,15 @@ mod stages;
 mod table;
 
 use clap::Parser;
-use std::process::ExitCode;
+use std::io::Write;
 
-fn main() -> ExitCode {
-    match commands::run(cli::Cli::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
+fn main() {
+    let code = match commands::run(cli::Cli::parse()) {
+        Ok(()) => 0,
         Err(failure) => failure.report(),
-    }
+    };
+    // A reader that is gone has nothing left to read.
+    let _ = std::io::stdout().flush();
+    // Without destructors: a stage that hangs may still compute with what libtorch's would take away. Files are closed.
+    signal_hook::low_level::exit(code.into());
 }

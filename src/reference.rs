@@ -139,6 +139,7 @@ impl<'a> Part<'a> {
             Some("number") => "number",
             Some("boolean") => "`true`, `false`",
             Some("string") => "text",
+            Some("array") if self.resolve(&schema["items"]).1["type"] == "string" => "list of texts",
             Some("array") => "list of sections",
             Some("object") if schema["properties"].is_object() => "a section",
             Some("object") => "sections by name",
@@ -229,14 +230,21 @@ mod tests {
 
     #[test]
     fn every_recipe_can_be_used() {
-        for name in ["sft", "real-sft"] {
+        for name in ["sft", "real-sft", "smollm2/sft"] {
             load::<SftConfig>(&recipe(name), &[]).unwrap();
         }
-        for name in ["reward-model", "cost-model", "real-reward-model", "real-cost-model"] {
+        for name in [
+            "reward-model",
+            "cost-model",
+            "real-reward-model",
+            "real-cost-model",
+            "smollm2/reward-model",
+            "smollm2/cost-model",
+        ] {
             load::<PreferenceConfig>(&recipe(name), &[]).unwrap();
         }
         load::<DpoConfig>(&recipe("dpo"), &[]).unwrap();
-        for name in ["train", "real-train"] {
+        for name in ["train", "real-train", "smollm2/train", "beaver-7b"] {
             load::<TrainConfig>(&recipe(name), &[]).unwrap();
         }
     }

@@ -128,6 +128,9 @@ pub trait Engines: Send + Sync + 'static {
     /// [`EngineError::Fatal`] if there is no way back to that version.
     fn learner(&self, version: PolicyVersion) -> Result<Self::Learner, EngineError>;
 
+    /// Memory of published weights, in bytes.
+    fn size_bytes(weights: &Self::Weights) -> usize;
+
     /// Called on the thread of a stage before its engine is made: where it gets its part of the machine.
     ///
     /// # Errors

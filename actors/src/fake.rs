@@ -7,7 +7,7 @@ use saddle_core::{Finish, PolicyVersion, Prompt, PromptOrdinal, Rollout, ScoredR
 use saddle_flow::Snapshot;
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long things take, and how large they are.
 #[derive(Clone, Debug)]
@@ -71,15 +71,24 @@ impl Engines for FakeEngines {
     }
 
     fn generator(&self) -> Result<FakeGenerator, EngineError> {
-        Ok(FakeGenerator { times: self.times.clone(), version: PolicyVersion(0), rows: VecDeque::new() })
+        Ok(FakeGenerator {
+            times: self.times.clone(),
+            version: PolicyVersion(0),
+            rows: VecDeque::new(),
+            pace: Pace::default(),
+        })
     }
 
     fn scorer(&self, lane: usize) -> Result<FakeScorer, EngineError> {
-        Ok(FakeScorer { lane, times: self.times.clone() })
+        Ok(FakeScorer { lane, times: self.times.clone(), pace: Pace::default() })
     }
 
     fn learner(&self, _version: PolicyVersion) -> Result<FakeLearner, EngineError> {
-        Ok(FakeLearner { update: self.times.update })
+        Ok(FakeLearner { update: self.times.update, pace: Pace::default() })
+    }
+
+    fn size_bytes((): &()) -> usize {
+        0
     }
 
     fn before_step(&self, role: Role, index: usize) {
@@ -96,6 +105,7 @@ pub struct FakeGenerator {
     version: PolicyVersion,
     /// Responses under way with their final lengths.
     rows: VecDeque<(Rollout, usize)>,
+    pace: Pace,
 }
 
 impl Generate<()> for FakeGenerator {
@@ -115,7 +125,7 @@ impl Generate<()> for FakeGenerator {
             let rollout = Rollout { prompt, tokens: vec![], log_probs: vec![], versions: vec![], finish: Finish::Stop };
             self.rows.push_back((rollout, length));
         }
-        wait(self.times.decode_step);
+        self.pace.wait(self.times.decode_step);
         let mut ended = Vec::new();
         for (mut rollout, length) in std::mem::take(&mut self.rows) {
             rollout.tokens.push(2);
@@ -137,11 +147,12 @@ impl Generate<()> for FakeGenerator {
 pub struct FakeScorer {
     lane: usize,
     times: Times,
+    pace: Pace,
 }
 
 impl Score for FakeScorer {
     fn score(&mut self, rollouts: &[Arc<Rollout>]) -> Result<Vec<Verdict>, EngineError> {
-        wait(self.times.score * u32::try_from(rollouts.len()).unwrap_or(u32::MAX));
+        self.pace.wait(self.times.score * u32::try_from(rollouts.len()).unwrap_or(u32::MAX));
         let whole = |rollout: &Rollout| (scramble(rollout.prompt.ordinal) % 2001) as f32 / 1000.0 - 1.0;
         let is_reference = self.lane + 1 == self.times.lanes;
         let verdict = |rollout: &Arc<Rollout>| {
@@ -159,11 +170,12 @@ impl Score for FakeScorer {
 #[derive(Debug)]
 pub struct FakeLearner {
     update: Duration,
+    pace: Pace,
 }
 
 impl Learn<()> for FakeLearner {
     fn update(&mut self, rollouts: &[ScoredRollout], _lambdas: &[f64]) -> Result<Vec<(String, f64)>, EngineError> {
-        wait(self.update);
+        self.pace.wait(self.update);
         Ok(vec![("rollouts".to_owned(), rollouts.len() as f64)])
     }
 
@@ -172,8 +184,22 @@ impl Learn<()> for FakeLearner {
     }
 }
 
-fn wait(duration: Duration) {
-    if !duration.is_zero() {
-        std::thread::sleep(duration);
+/// Waits that take as long as they should on average: by what the system oversleeps in one, the next is shorter.
+#[derive(Debug, Default)]
+struct Pace {
+    overslept: Duration,
+}
+
+impl Pace {
+    fn wait(&mut self, duration: Duration) {
+        let wanted = duration.saturating_sub(self.overslept);
+        self.overslept = self.overslept.saturating_sub(duration);
+        if !wanted.is_zero() {
+            let start = Instant::now();
+            std::thread::sleep(wanted);
+            self.overslept += start.elapsed().saturating_sub(wanted);
+        }
+        // A stall is not made up for later.
+        self.overslept = self.overslept.min(duration);
     }
 }

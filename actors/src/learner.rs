@@ -1,5 +1,9 @@
 //! The learner: gathers a batch, drops what is too old (STALE-1), updates, publishes, and lets the next prompts in.
 //!
+//! Batches are made of prompts in the order in which they were drawn, so a long response is waited for and not overtaken:
+//! what is trained on does not favour short ones. With credits for η + 1 batches, a prompt is in one of the next η + 1, and
+//! its rollout never too old; the drop is the guarantee.
+//!
 //! The order matters. The batch is settled first, so that nobody else can end its prompts; then comes the update; then its
 //! weights are published, which is the moment that counts; then the batch's credits go back.
 
@@ -79,9 +83,14 @@ impl<E: Engines> Learner<E> {
             let drawn = counts.drawn == (version.0 + 1) * size as u64;
             return (drawn && everything).then(|| std::mem::take(&mut self.held));
         }
-        // The oldest first: they will be too old soonest.
-        self.held.sort_by_key(|item| (oldest(&item.load, version), item.ticket.attempt()));
-        (self.held.len() >= size).then(|| self.held.drain(..size).collect())
+        if self.held.len() < size {
+            return None;
+        }
+        let ordinal = |item: &Item<ScoredRollout>| item.load.rollout.prompt.ordinal;
+        self.held.sort_by_key(ordinal);
+        let next = self.run.ledger.unfinished().into_iter().take(size);
+        let whole = self.held.iter().zip(next).all(|(item, next)| ordinal(item) == next);
+        whole.then(|| self.held.drain(..size).collect())
     }
 
     /// At the end of a drain, rollouts are left that make no batch.
@@ -145,7 +154,7 @@ impl<E: Engines> Learner<E> {
         let learn_seconds = start.elapsed().as_secs_f64();
         let start = Instant::now();
         let weights = engine.snapshot()?;
-        run.meters.copied(start.elapsed());
+        run.meters.copied(start.elapsed(), E::size_bytes(&weights));
         if let Some(reason) = stage.cancel().reason() {
             // Replaced meanwhile: the update is the replacement's to make.
             return Err(FlowError::Cancelled { at: stage.name().into(), reason }.into());

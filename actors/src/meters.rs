@@ -18,6 +18,7 @@ pub(crate) struct Meters {
     rollouts: [Counter; Outcome::ALL.len()],
     staleness: [Histogram; 3],
     publish: [Histogram; 2],
+    weights_bytes: Gauge,
     /// What is copied at each look; set once, when the run is wired.
     watched: OnceLock<(Credits, Vec<Arc<EdgeStats>>)>,
     /// Violations counted so far, in the order of [`Invariant::ALL`].
@@ -32,6 +33,7 @@ impl Meters {
             rollouts: Outcome::ALL.map(|outcome| catalogue::ROLLOUTS.of(&telemetry, [outcome.label()])),
             staleness: ["in_flight", "queued", "consumed"].map(of),
             publish: ["copy", "swap"].map(publish),
+            weights_bytes: catalogue::WEIGHTS_BYTES.of(&telemetry, []),
             watched: OnceLock::new(),
             violations: Mutex::new(Invariant::ALL.map(violations)),
             telemetry,
@@ -84,8 +86,9 @@ impl Meters {
     }
 
     /// The learner has copied its weights.
-    pub(crate) fn copied(&self, duration: Duration) {
+    pub(crate) fn copied(&self, duration: Duration, size_bytes: usize) {
         self.publish[0].record(duration.as_secs_f64());
+        self.weights_bytes.set(size_bytes as f64);
     }
 
     /// A generator has taken newer weights.
@@ -164,6 +167,7 @@ impl Meters {
 
     fn number(&self, name: &str, value: f64, constraints: &[String]) {
         let telemetry = &self.telemetry;
+        let phase = |phase| catalogue::LEARNER_STEP.of(telemetry, [phase]).record(value);
         let skipped = |cause| catalogue::UPDATES_SKIPPED.of(telemetry, [cause]).increment(value as u64);
         let gauge: Gauge = match name {
             "importance_weight_mean" => catalogue::IMPORTANCE_WEIGHT_MEAN.of(telemetry, []),
@@ -174,6 +178,11 @@ impl Meters {
             "entropy" => catalogue::ENTROPY.of(telemetry, []),
             "clip_ratio" => catalogue::CLIP.of(telemetry, []),
             "log_prob_gap" => catalogue::LOG_PROB_GAP.of(telemetry, []),
+            "logprob_seconds" => return phase("logprob"),
+            "value_seconds" => return phase("value"),
+            "policy_seconds" => return phase("policy"),
+            "critic_seconds" => return phase("critic"),
+            "optimizer_seconds" => return phase("optimizer"),
             "updates_skipped_rejected" => return skipped("rejected"),
             "updates_skipped_drift" => return skipped("drift"),
             "updates_skipped_non_finite" => return skipped("non_finite"),
@@ -211,7 +220,11 @@ impl Meters {
             "cost_estimate_stderr" => {
                 catalogue::COST_ESTIMATE_STDERR.of(telemetry, [constraint, "controller"]).set(value)
             }
-            _ => {}
+            "cost_estimator_ess_ratio" => catalogue::COST_ESTIMATOR_ESS.of(telemetry, [constraint]).set(value),
+            held => {
+                let Some(cause) = held.strip_prefix("lambda_held_") else { return };
+                catalogue::LAMBDA_HOLDS.of(telemetry, [constraint, cause]).increment(value as u64);
+            }
         }
     }
 }

@@ -36,7 +36,7 @@ impl<H: DecoderHead> Frozen<Decoder<H>> {
         if model.device() == device {
             return model.replica();
         }
-        let moved = Decoder::from_weights(model.config().clone(), &model.parameters().to_map(), device)?;
+        let moved = Decoder::from_weights(model.config().clone(), &model.weights()?, device)?;
         Ok(moved.in_precision(model.precision()))
     }
 }
@@ -132,12 +132,16 @@ impl Engines for ModelEngines {
         })
     }
 
+    fn size_bytes(weights: &Frozen<Policy>) -> usize {
+        let policy = lock(&weights.0);
+        let flat = policy.parameters().flat();
+        flat.numel() * flat.kind().elt_size_in_bytes()
+    }
+
     fn enter(&self, role: Role) -> Result<(), EngineError> {
-        let own = self.placement(role).map_or(0, |placement| placement.threads);
-        let threads = if own == 0 { self.config.run.threads } else { own };
-        if threads == 0 {
-            return Ok(());
-        }
+        let Some(placement) = self.placement(role) else { return Ok(()) };
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = self.config.stage_threads(placement, cores);
         saddle_libtorch::set_threads(threads).map_err(|error| EngineError::Fatal(error.to_string()))
     }
 }

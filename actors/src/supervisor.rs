@@ -60,11 +60,21 @@ struct Slot {
 }
 
 impl Slot {
+    /// Parts with the face, and books the time of its thread until now.
+    fn lose_face(&mut self) -> Option<ActorRef<Control>> {
+        self.stage.pulse().beat();
+        self.face.take()
+    }
+
     fn spent(&self) -> [Duration; 4] {
+        let pulse = self.stage.pulse();
+        // Once the face is gone, time no longer passes for its thread.
+        let current = match self.face {
+            Some(_) => pulse.spent_until_now(),
+            None => Activity::ALL.map(|activity| pulse.spent(activity)),
+        };
         let mut spent = self.spent_before;
-        for (total, activity) in spent.iter_mut().zip(Activity::ALL) {
-            *total += self.stage.pulse().spent(activity);
-        }
+        spent.iter_mut().zip(current).for_each(|(total, current)| *total += current);
         spent
     }
 }
@@ -183,7 +193,7 @@ impl State {
     fn leave(&mut self, cell: &ActorCell) -> Option<(Role, usize)> {
         let is_it = |slot: &Slot| slot.face.as_ref().is_some_and(|face| face.get_id() == cell.get_id());
         let (&place, slot) = self.slots.iter_mut().find(|(_, slot)| is_it(slot))?;
-        slot.face = None;
+        slot.lose_face();
         Some(place)
     }
 
@@ -233,7 +243,7 @@ impl State {
             let reason: Arc<str> = format!("hung: no sign of life for {} s", limit.as_secs_f64()).into();
             slot.stage.cancel().cancel(Arc::clone(&reason));
             self.company.ledger.revoke(slot.stage.hands());
-            if let Some(face) = slot.face.take() {
+            if let Some(face) = slot.lose_face() {
                 face.get_cell().unlink(myself.get_cell());
                 face.stop(None);
             }

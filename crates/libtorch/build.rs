@@ -19,6 +19,8 @@ fn main() {
         .define("_GLIBCXX_USE_CXX11_ABI", "1")
         .flag("-isystem")
         .flag(include)
+        // Without it, libtorch's `parallel_for` is a plain loop.
+        .flag("-fopenmp")
         .file("src/shim.cpp")
         .compile("saddle_libtorch");
     kernels("baseline", 4, &[]);
@@ -29,6 +31,8 @@ fn main() {
     println!("cargo:rustc-link-search=native={}", root.join("lib").display());
     println!("cargo:rustc-link-lib=torch_cpu");
     println!("cargo:rustc-link-lib=c10");
+    // The one that libtorch itself runs on.
+    println!("cargo:rustc-link-lib=dylib:+verbatim=libgomp.so.1");
 }
 
 /// Compiles the kernels for one instruction set; always optimised, since nothing else makes them what they are.

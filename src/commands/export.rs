@@ -6,5 +6,10 @@ use saddle_lm::Import;
 
 pub(super) fn export(args: &ExportArgs) -> Result<(), Failure> {
     args.target.check(&args.model)?;
-    args.target.write(&Import::read(&args.model, None)?, args.dtype)
+    let mut model = Import::read(&args.model, None)?;
+    if let Some(adapter) = &args.adapter {
+        args.target.check(adapter)?;
+        model.merge_adapter(adapter)?;
+    }
+    args.target.write(&model, args.dtype)
 }

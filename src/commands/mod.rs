@@ -1,22 +1,23 @@
 //! One function a command: arguments in, work done, result printed.
 
 mod bench;
+mod evaluate;
 mod export;
 mod generate;
 mod import;
 mod judge;
 mod score;
 mod stream;
+mod train;
 
 use crate::cli::{BenchCommand, Cli, Command, DoctorArgs, StageArgs, WorldArgs};
 use crate::failure::Failure;
 use crate::table::{print, print_result};
 use crate::{config, demo, reference, run, stages};
-use saddle_actors::Plan;
 use saddle_data::world::{World, WorldConfig};
 use saddle_lm::ModelKind;
 use saddle_store::RunDirectory;
-use saddle_training::config::{DpoConfig, PreferenceConfig, SftConfig, TrainConfig, Validate};
+use saddle_training::config::{DpoConfig, PreferenceConfig, SftConfig, Validate};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::path::{Path, PathBuf};
@@ -33,7 +34,8 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
             stages::score_model(ModelKind::Cost, config, run)
         }),
         Command::Dpo(args) => stage(&args, "dpo", |config: &DpoConfig, run| stages::direct_preference(config, run)),
-        Command::Train(args) => train(&args),
+        Command::Train(args) => train::train(&args),
+        Command::Evaluate(args) => evaluate::evaluate(&args),
         Command::Import(args) => import::import(&args),
         Command::Export(args) => export::export(&args),
         Command::Generate(args) => generate::generate(&args),
@@ -51,16 +53,6 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
     }
 }
 
-/// Policy training. A dry run of the asynchronous schedule shows its stages and edges below the recipe, as comments.
-fn train(args: &StageArgs) -> Result<(), Failure> {
-    stage(args, "train", |config: &TrainConfig, run| stages::policy_training(config, run, None).map(|()| Vec::new()))?;
-    let config: TrainConfig = config::load(&args.config, &args.overrides)?;
-    if args.dry_run && config.is_asynchronous() {
-        Plan::from(&config).to_string().lines().for_each(|line| print(format!("# {line}")));
-    }
-    Ok(())
-}
-
 /// Runs one training stage in a run directory of its own and prints its held-out figures.
 fn stage<C: Serialize + DeserializeOwned + Validate>(
     args: &StageArgs,
@@ -75,8 +67,13 @@ fn stage<C: Serialize + DeserializeOwned + Validate>(
     let path = args.run.clone().unwrap_or_else(|| PathBuf::from("runs").join(name));
     let run = run::begin(&path, args.overwrite, &config)?;
     let figures = train(&config, &run)?;
-    let details =
-        [("model", run.model_path().display().to_string()), ("weights_hash", weights_hash(&run.model_path())?)];
+    let peak = saddle_store::peak_memory_bytes();
+    let mut details =
+        vec![("model", run.model_path().display().to_string()), ("weights_hash", weights_hash(&run.model_path())?)];
+    if run.adapter_path().is_dir() {
+        details.push(("adapter", run.adapter_path().display().to_string()));
+    }
+    details.extend(peak.map(|bytes| ("peak_memory_bytes", bytes.to_string())));
     print_result(args.json, &details, &figures);
     Ok(())
 }

@@ -63,6 +63,11 @@ impl DemoConfig {
         config::parse(&RECIPE.replace(RUN, &quoted), "configs/demo.toml", &all)
     }
 
+    /// The name of the one constraint.
+    pub(crate) fn constraint(&self) -> &str {
+        self.train.constraints.keys().next().map_or("", String::as_str)
+    }
+
     /// The limit on the mean cost.
     pub(crate) fn cost_limit(&self) -> f64 {
         self.train.constraints.values().next().map_or(0.0, |constraint| constraint.dual.cost_limit)

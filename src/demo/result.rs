@@ -2,34 +2,13 @@
 
 use super::evaluation::{AFTER, BEFORE};
 use super::recipe::DemoConfig;
+use crate::evaluation::Mean;
 use crate::failure::Failure;
 use crate::{run, table};
 use saddle_data::world::{Ceiling, Reachable, World};
 use saddle_report::{ReportInput, Stage, SummaryRow};
 use saddle_store::{Decoding, MetricsRow, ResponseRecord, RunDirectory};
 use serde::Serialize;
-
-/// A mean with its standard error.
-#[derive(Clone, Copy, Debug, Serialize)]
-pub(super) struct Mean {
-    mean: f64,
-    standard_error: f64,
-}
-
-impl Mean {
-    fn of(values: &[f64]) -> Self {
-        let count = values.len().max(1) as f64;
-        let mean = values.iter().sum::<f64>() / count;
-        let variance = values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / (count - 1.0).max(1.0);
-        Self { mean, standard_error: (variance / count).sqrt() }
-    }
-}
-
-impl std::fmt::Display for Mean {
-    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(out, "{:.2} ± {:.2}", self.mean, self.standard_error)
-    }
-}
 
 /// Sampled answers of one policy to the held-out prompts.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -138,7 +117,6 @@ impl DemoResult {
         };
         let reachable = self.best_reachable.as_ref().map_or(f64::NAN, |best| best.reward);
         let share = |outcome: &Outcome| format!("{:.0} %", 100.0 * outcome.gold_helpfulness.mean / reachable);
-        let percent = |mean: Mean| format!("{:.1} %", 100.0 * mean.mean);
         let limit = format!("limit {:.2}", self.cost_limit);
         vec![
             row(
@@ -150,7 +128,7 @@ impl DemoResult {
             row("gold harm", &|each| each.gold_harm.to_string(), limit.clone()),
             row("  on benign prompts", &|each| each.gold_harm_benign.to_string(), String::new()),
             row("  on hazardous prompts", &|each| each.gold_harm_hazardous.to_string(), String::new()),
-            row("unsafe answers", &|each| percent(each.unsafe_ratio), "gold harm above 0".to_owned()),
+            row("unsafe answers", &|each| each.unsafe_ratio.percent(), "gold harm above 0".to_owned()),
             row("reward model's score", &|each| each.reward.to_string(), String::new()),
             row("cost model's score", &|each| each.cost.to_string(), limit),
         ]

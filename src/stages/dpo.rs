@@ -1,6 +1,7 @@
 //! `saddle dpo`.
 
 use super::labelled::{HELPFULNESS, Prepared};
+use super::{adapted, save_adapter};
 use crate::failure::Failure;
 use crate::progress::Progress;
 use crate::run;
@@ -16,9 +17,10 @@ pub(crate) fn direct_preference(config: &DpoConfig, run: &RunDirectory) -> Resul
     let model = ModelSection { from: Some(config.policy.from.clone()), ..ModelSection::default() };
     let Prepared { start, train, held_out } =
         HELPFULNESS.prepare(&model, &config.data, (seed, device), &mut progress)?;
-    let policy = start.policy(device)?;
+    let policy = adapted(start.policy(device)?, config.lora.as_ref(), seed)?;
     let (policy, figures) =
         train_directly(policy, (train, held_out), &config.dpo, &config.optimizer, seed, &mut progress)?;
+    save_adapter(&policy, Some(&config.policy.from), run)?;
     PolicyModel::save(&policy, &start.tokenizer, &run.model_path())?;
     progress.finish()?;
     Ok(figures)

@@ -13,8 +13,28 @@ pub(crate) use policy::{Watch, policy_training, stop_tokens};
 pub(crate) use scorer::score_model;
 pub(crate) use sft::supervised;
 
+use crate::failure::Failure;
 use saddle_data::SkipCounts;
+use saddle_lm::{Decoder, DecoderHead, LoraConfig, write_adapter};
+use saddle_store::RunDirectory;
 use saddle_training::Observer;
+use std::path::Path;
+
+/// The model with fresh adapters, if the recipe asks for them.
+fn adapted<H: DecoderHead>(model: Decoder<H>, lora: Option<&LoraConfig>, seed: u64) -> Result<Decoder<H>, Failure> {
+    match lora {
+        Some(lora) => Ok(model.adapted(lora, seed)?),
+        None => Ok(model),
+    }
+}
+
+/// Writes the adapters of a model that has any beside the merged one. `base` is the model that they were trained on.
+fn save_adapter<H: DecoderHead>(model: &Decoder<H>, base: Option<&Path>, run: &RunDirectory) -> Result<(), Failure> {
+    match (model.parameters().lora(), base) {
+        (Some(_), Some(base)) => Ok(write_adapter(&run.adapter_path(), model, base)?),
+        _ => Ok(()),
+    }
+}
 
 fn note_skipped(skipped: &SkipCounts, observer: &mut dyn Observer) {
     if skipped.total() > 0 {

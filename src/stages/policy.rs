@@ -2,7 +2,7 @@
 
 use super::asynchronous::train_asynchronously;
 use super::prompts::Prompts;
-use super::{note_skipped, note_too_long};
+use super::{note_skipped, note_too_long, save_adapter};
 use crate::failure::Failure;
 use crate::progress::Progress;
 use crate::run;
@@ -49,8 +49,16 @@ pub(crate) fn policy_training(
         scorer.model = scorer.model.in_precision(config.precision.scoring);
         Ok::<_, Failure>(scorer)
     };
+    // Under adapters, the reference is what lies beneath them: one set of weights serves both.
+    let (policy, reference) = match &config.lora {
+        Some(lora) => (policy.adapted(lora, config.run.seed)?, policy),
+        None => {
+            let reference = policy.snapshot()?;
+            (policy, reference)
+        }
+    };
     let judges = Judges {
-        reference: policy.snapshot().map_err(Failure::from)?.in_precision(config.precision.scoring),
+        reference: reference.in_precision(config.precision.scoring),
         reward: scorer(&config.reward_model.from, ModelKind::Reward, "reward model")?,
         costs: config
             .constraints
@@ -63,7 +71,7 @@ pub(crate) fn policy_training(
     let prompts = Arc::new(Prompts::read(&config.prompts, &tokenizer, config.run.seed, &mut progress)?);
     let scorers: Vec<_> =
         std::iter::once(&judges.reward.model).chain(judges.costs.iter().map(|cost| &cost.model)).collect();
-    let critics = CriticSet::new(&config.critics, &scorers, config.run.seed, device)?;
+    let critics = CriticSet::new(&config.critics, config.lora.as_ref(), &scorers, config.run.seed, device)?;
     let stop_tokens = stop_tokens(&policy, &tokenizer)?;
     let ptx = Ptx::new(read_ptx(config, &tokenizer, &mut progress)?);
     let learner = Learner::new(config.clone(), policy, critics, ptx)?;
@@ -79,6 +87,7 @@ pub(crate) fn policy_training(
         let prompt = |ordinal| prompts.prompt(ordinal);
         (train_synchronously(config, learner, &judges, stop_tokens, prompt, &mut watched)?, None)
     };
+    save_adapter(learner.policy(), Some(&config.policy.from), run)?;
     PolicyModel::save(learner.policy(), &tokenizer, &run.model_path())?;
     watched.progress.finish()?;
     match interrupted_after {

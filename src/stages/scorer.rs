@@ -1,6 +1,7 @@
 //! `saddle reward-model` and `saddle cost-model`.
 
 use super::labelled::{HARMLESSNESS, HELPFULNESS, Prepared};
+use super::{adapted, save_adapter};
 use crate::failure::Failure;
 use crate::progress::Progress;
 use crate::run;
@@ -24,10 +25,11 @@ pub(crate) fn score_model(
     let mut progress = Progress::start(stage, &["loss", "pair_accuracy"], run)?;
     let Prepared { start, train, held_out } =
         material.prepare(&config.model, &config.data, (seed, device), &mut progress)?;
-    let model = start.score_model(seed, device)?;
+    let model = adapted(start.score_model(seed, device)?, config.lora.as_ref(), seed)?;
     let trained =
         train_scorer(model, kind, (&train, &held_out), &config.preference, &config.optimizer, seed, &mut progress)?;
     let scorer = Scorer { model: trained.model, tokenizer: start.tokenizer, kind, normalizer: trained.normalizer };
+    save_adapter(&scorer.model, config.model.from.as_deref(), run)?;
     scorer.save(&run.model_path())?;
     progress.finish()?;
     Ok(trained.held_out)

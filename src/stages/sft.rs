@@ -1,6 +1,7 @@
 //! `saddle sft`.
 
 use super::labelled::{DEMONSTRATIONS, Prepared};
+use super::{adapted, save_adapter};
 use crate::failure::Failure;
 use crate::progress::Progress;
 use crate::run;
@@ -15,8 +16,9 @@ pub(crate) fn supervised(config: &SftConfig, run: &RunDirectory) -> Result<Vec<(
     let mut progress = Progress::start("sft", &["loss"], run)?;
     let Prepared { start, train, held_out } =
         DEMONSTRATIONS.prepare(&config.model, &config.data, (seed, device), &mut progress)?;
-    let policy = start.policy(device)?;
+    let policy = adapted(start.policy(device)?, config.lora.as_ref(), seed)?;
     let (policy, figures) = train_supervised(policy, &train, &held_out, &config.optimizer, seed, &mut progress)?;
+    save_adapter(&policy, config.model.from.as_deref(), run)?;
     PolicyModel::save(&policy, &start.tokenizer, &run.model_path())?;
     progress.finish()?;
     Ok(figures)

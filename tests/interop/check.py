@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 import transformers
 
+import adapters
 import families
 import quantization
 import scores
@@ -17,6 +18,7 @@ from tools import Bench
 
 CHECKS = {
     "families": families.check,
+    "adapters": adapters.check,
     "scores": scores.check,
     "quantization": quantization.check,
     "sentencepiece": sentences.check,

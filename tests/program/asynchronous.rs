@@ -4,9 +4,9 @@
 use crate::workbench::Workbench;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
-use std::process::Command;
+use std::process::{Child, Command};
 
-const ASYNCHRONOUS: &str = "--set schedule.kind=asynchronous";
+pub(crate) const ASYNCHRONOUS: &str = "--set schedule.kind=asynchronous";
 
 #[test]
 fn without_staleness_the_weights_are_those_of_the_synchronous_schedule_to_the_bit() {
@@ -61,9 +61,7 @@ fn told_to_leave_it_ends_what_is_under_way_and_saves_its_model() {
     let bench = Workbench::new();
     let more = "--set ppo.updates=1000000 --set telemetry.address=127.0.0.1:0";
     let mut child = bench.start(&format!("train --config recipes/train.toml --run run {ASYNCHRONOUS} {more}"));
-    let mut lines = BufReader::new(child.stderr.take().expect("standard error is read")).lines().map_while(Result::ok);
-    let address = lines.find_map(|line| Some(line.split_once("http://")?.1.split_once('/')?.0.to_owned()));
-    let address = address.expect("the program says where its telemetry is");
+    let (address, lines) = address(&mut child);
     assert!(get(&address, "/healthz").starts_with("HTTP/1.1 200 "));
     while bench.read("run/metrics.jsonl").is_empty() {
         std::thread::yield_now();
@@ -73,15 +71,42 @@ fn told_to_leave_it_ends_what_is_under_way_and_saves_its_model() {
         assert!(metrics.contains(name), "{name} is not in {metrics}");
     }
     assert!(get(&address, "/v1/status").contains("\"updates\":1000000"));
-    let told = Command::new("kill").args(["-TERM", &child.id().to_string()]).status().expect("kill is there");
-    assert!(told.success());
+    tell_to_leave(&child);
     let said: Vec<String> = lines.collect();
     assert_eq!(child.wait().expect("the program ends").code(), Some(130), "{said:?}");
     assert!(said.iter().any(|line| line.contains("told to leave after update")), "{said:?}");
     bench.succeed("generate --model run/model --input fixture/world/prompts.valid.jsonl --max-new-tokens 2");
 }
 
-fn get(address: &str, path: &str) -> String {
+#[test]
+fn told_twice_it_leaves_at_once_without_a_model() {
+    let bench = Workbench::new();
+    // Decoded one at a time, what is under way would take minutes to end.
+    let more = "--set ppo.batch_rollouts=4096 --set edges.items=8192 --set generation.rows=1 --set telemetry.address=127.0.0.1:0";
+    let mut child = bench.start(&format!("train --config recipes/train.toml --run run {ASYNCHRONOUS} {more}"));
+    let (_, mut lines) = address(&mut child);
+    tell_to_leave(&child);
+    assert!(lines.any(|line| line.contains("a second signal leaves at once")));
+    tell_to_leave(&child);
+    let said: Vec<String> = lines.collect();
+    assert_eq!(child.wait().expect("the program ends").code(), Some(130), "{said:?}");
+    assert_eq!(said, Vec::<String>::new());
+    assert!(!bench.path("run/model").is_dir(), "a model was saved");
+}
+
+/// Where the run says that its telemetry is, and what it says after that.
+pub(crate) fn address(child: &mut Child) -> (String, impl Iterator<Item = String> + use<>) {
+    let mut lines = BufReader::new(child.stderr.take().expect("standard error is read")).lines().map_while(Result::ok);
+    let address = lines.find_map(|line| Some(line.split_once("http://")?.1.split_once('/')?.0.to_owned()));
+    (address.expect("the program says where its telemetry is"), lines)
+}
+
+pub(crate) fn tell_to_leave(child: &Child) {
+    let told = Command::new("kill").args(["-TERM", &child.id().to_string()]).status().expect("kill is there");
+    assert!(told.success());
+}
+
+pub(crate) fn get(address: &str, path: &str) -> String {
     let mut stream = TcpStream::connect(address).expect("the server listens");
     write!(stream, "GET {path} HTTP/1.1\r\nhost: saddle\r\nconnection: close\r\n\r\n").expect("the server reads");
     let mut answer = String::new();
@@ -101,6 +126,16 @@ fn a_learner_that_diverges_ends_the_run_with_its_reason() {
         outcome.stderr
     );
     assert!(!bench.path("run/model").is_dir(), "a diverged model was saved");
+}
+
+#[test]
+fn a_stage_that_keeps_failing_ends_the_run_with_its_reason() {
+    // Nothing comes within a microsecond: every stage that waits for input fails.
+    let impatient =
+        "--set edges.patience_seconds=0.000001 --set supervision.restarts=2 --set supervision.backoff_seconds=0";
+    let command = format!("train --config recipes/train.toml --run run {ASYNCHRONOUS} {impatient}");
+    let expected = ["failed more than 2 times within 600 s, the last time: "];
+    Workbench::new().fail_reading(&command, "", 4, &expected);
 }
 
 #[test]
@@ -143,5 +178,12 @@ fn throughput_is_measured_against_what_is_possible() {
     let generators: Vec<_> = rows.as_array().expect("a list").iter().map(|row| row["generators"].as_u64()).collect();
     assert_eq!(generators, [Some(1), Some(2)]);
     assert!(rows[0]["rollouts_per_second"].as_f64().is_some_and(|rate| rate > 0.0), "{rows}");
+    let scaled = format!("{small} --scorers 1,2 --score-milliseconds 0.1 --staleness 1 --plot throughput.svg");
+    let rows = bench.succeed(&format!("bench throughput {scaled} --json")).json();
+    let scorers: Vec<_> = rows.as_array().expect("a list").iter().map(|row| row["scorers"].as_u64()).collect();
+    assert_eq!(scorers, [Some(1), Some(1), Some(2), Some(2)]);
+    let svg = bench.read("throughput.svg");
+    assert!(svg.contains("1 scorers a lane, η = 1") && svg.contains("2 scorers a lane, η = 1"), "{svg}");
     bench.refuse("bench throughput --batch 0", &["--batch"]);
+    bench.refuse("bench throughput --scorers 0", &["--scorers"]);
 }

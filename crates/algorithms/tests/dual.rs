@@ -196,6 +196,14 @@ fn fresh_weighs_by_lag_and_gives_nothing_below_its_minimum() {
     assert!((estimate.effective_samples - 9.0 / 2.5).abs() < 1e-12);
     assert!(estimate.standard_error > 0.0);
     assert_eq!(fresh(4.0), None);
+    let considered = |config| estimator(config, &samples).considered_samples(PolicyVersion(10));
+    let upper = UpperConfig { fresh: few(2.0), ..UpperConfig::default() };
+    let configs = [
+        EstimatorConfig::Fresh(few(2.0)),
+        EstimatorConfig::Upper(upper),
+        EstimatorConfig::Window(WindowConfig::default()),
+    ];
+    assert_eq!(configs.map(considered), [4, 4, 5], "the one of version 8 is too old for the first two");
 }
 
 #[test]

@@ -2,9 +2,8 @@
 //!
 //! One thread beats, anybody reads. Waits beat for the stage about once a second; a step that takes longer beats itself.
 
-use crate::Clock;
-use crate::clock::nanos;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use crate::{Clock, lock};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 /// What a stage does with its time.
@@ -40,47 +39,49 @@ impl Activity {
 #[derive(Debug)]
 pub struct Pulse {
     clock: Clock,
-    origin: Instant,
-    /// Nanoseconds after `origin` of the last beat.
-    last_beat: AtomicU64,
-    /// Index into [`Activity::ALL`].
-    activity: AtomicU8,
-    spent_nanos: [AtomicU64; 4],
+    state: Mutex<State>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct State {
+    last_beat: Instant,
+    activity: Activity,
+    /// Up to the last beat, in the order of [`Activity::ALL`].
+    spent: [Duration; Activity::ALL.len()],
 }
 
 impl Pulse {
     /// A stage that starts now, busy.
     #[must_use]
     pub fn new(clock: Clock) -> Self {
-        let origin = clock.now();
-        let (last_beat, activity) = (AtomicU64::new(0), AtomicU8::new(Activity::Busy as u8));
-        Self { clock, origin, last_beat, activity, spent_nanos: Default::default() }
+        let state = State { last_beat: clock.now(), activity: Activity::Busy, spent: Default::default() };
+        Self { clock, state: Mutex::new(state) }
     }
 
     /// Shows life, and books the time since the last beat on what the stage is doing.
     pub fn beat(&self) {
-        self.enter(self.activity());
+        let now = self.clock.now();
+        lock(&self.state).beat(now);
     }
 
     /// What the stage is doing.
     #[must_use]
     pub fn activity(&self) -> Activity {
-        Activity::ALL[usize::from(self.activity.load(Ordering::Relaxed))]
+        lock(&self.state).activity
     }
 
     /// Beats, and does `next` from here on.
     pub fn enter(&self, next: Activity) {
-        let now = nanos(self.clock.now().saturating_duration_since(self.origin));
-        let since = self.last_beat.fetch_max(now, Ordering::Relaxed);
-        let activity = self.activity.swap(next as u8, Ordering::Relaxed);
-        self.spent_nanos[usize::from(activity)].fetch_add(now.saturating_sub(since), Ordering::Relaxed);
+        let now = self.clock.now();
+        let mut state = lock(&self.state);
+        state.beat(now);
+        state.activity = next;
     }
 
     /// Time since the last beat.
     #[must_use]
     pub fn age(&self) -> Duration {
-        let beat = self.origin + Duration::from_nanos(self.last_beat.load(Ordering::Relaxed));
-        self.clock.now().saturating_duration_since(beat)
+        self.clock.now().saturating_duration_since(lock(&self.state).last_beat)
     }
 
     /// The watchdog's question: was there no beat for longer than `limit`?
@@ -89,10 +90,28 @@ impl Pulse {
         self.age() > limit
     }
 
-    /// Time booked on an activity so far. It never decreases.
+    /// Time booked on an activity up to the last beat. It never decreases.
     #[must_use]
     pub fn spent(&self, activity: Activity) -> Duration {
-        Duration::from_nanos(self.spent_nanos[activity as usize].load(Ordering::Relaxed))
+        lock(&self.state).spent[activity as usize]
+    }
+
+    /// Time spent on each activity until now, in the order of [`Activity::ALL`]: what a running stage is in the middle of
+    /// counts.
+    #[must_use]
+    pub fn spent_until_now(&self) -> [Duration; Activity::ALL.len()] {
+        // Before the lock: a beat in between is later, and nothing is booked twice.
+        let now = self.clock.now();
+        let mut state = *lock(&self.state);
+        state.beat(now);
+        state.spent
+    }
+}
+
+impl State {
+    fn beat(&mut self, now: Instant) {
+        self.spent[self.activity as usize] += now.saturating_duration_since(self.last_beat);
+        self.last_beat = self.last_beat.max(now);
     }
 }
 
@@ -113,6 +132,17 @@ mod tests {
         pulse.enter(Activity::Busy);
         let spent = Activity::ALL.map(|activity| pulse.spent(activity).as_secs());
         assert_eq!(spent, [3, 2, 0, 0]);
+    }
+
+    #[test]
+    fn what_a_stage_is_in_the_middle_of_counts_until_now() {
+        let clock = ManualClock::new();
+        let pulse = Pulse::new(Clock::Manual(clock.clone()));
+        clock.advance(Duration::from_secs(4));
+        let seconds = || (pulse.spent(Activity::Busy).as_secs(), pulse.spent_until_now()[0].as_secs());
+        assert_eq!((seconds(), pulse.age().as_secs()), ((0, 4), 4), "looking is no sign of life");
+        pulse.beat();
+        assert_eq!(seconds(), (4, 4));
     }
 
     #[test]

@@ -1,13 +1,17 @@
 //! A decoder: a trunk with a head, over one set of [`Parameters`]. [`Policy`](crate::Policy) and
 //! [`ScoreModel`](crate::ScoreModel) are decoders that differ in their head.
 
-use crate::{DecoderConfig, LmError, Parameters, Precision, Trunk};
+use crate::lora::{fresh_adapters, merge};
+use crate::{DecoderConfig, LmError, LoraConfig, Parameters, Precision, Trunk};
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use tch::{Device, Kind, Tensor};
 
 /// What stands on the trunk of a decoder.
 pub trait DecoderHead: Debug + Sized {
+    /// The head's weight, if it is trained whole beside adapters.
+    const TRAINED_WHOLE: Option<&'static str>;
+
     /// The head's own view of `parameters`; a tied one shares the embedding of `trunk`.
     ///
     /// # Errors
@@ -58,6 +62,42 @@ impl<H: DecoderHead> Decoder<H> {
         self
     }
 
+    /// This model with fresh low-rank adapters, frozen. Its own weights are shared, not copied, and stay as they are;
+    /// [`Self::parameters`] of the adapted one are the adapters and, of a score model, a copy of its head.
+    ///
+    /// # Errors
+    /// [`LmError::Mismatch`] if the model lacks a target, the rank is too large for it, or it has adapters already.
+    pub fn adapted(&self, lora: &LoraConfig, seed: u64) -> Result<Self, LmError> {
+        let whole = H::TRAINED_WHOLE.map(|name| Ok::<_, LmError>((name.to_owned(), self.parameters.get(name)?)));
+        self.adapted_with(lora, seed, whole.transpose()?)
+    }
+
+    /// As [`Self::adapted`], with a head of the caller's.
+    pub(crate) fn adapted_with(
+        &self,
+        lora: &LoraConfig,
+        seed: u64,
+        head: Option<(String, Tensor)>,
+    ) -> Result<Self, LmError> {
+        let mut weights = fresh_adapters(&self.config, lora, seed)?;
+        weights.extend(head);
+        Self::over(self.config.clone(), Parameters::on(&self.parameters, lora, &weights)?)
+    }
+
+    /// Every weight by its published name, with adapters merged into the projections beside which they stand. What is not
+    /// merged shares memory with this.
+    ///
+    /// # Errors
+    /// Fails if libtorch does.
+    pub fn weights(&self) -> Result<BTreeMap<String, Tensor>, LmError> {
+        let (Some(base), Some(lora)) = (self.parameters.base(), self.parameters.lora()) else {
+            return Ok(self.parameters.to_map());
+        };
+        let mut weights = base.to_map();
+        merge(&self.config, &mut weights, &self.parameters.to_map(), lora.scale())?;
+        Ok(weights)
+    }
+
     /// The same decoder with gradients recorded.
     ///
     /// # Errors
@@ -95,13 +135,13 @@ impl<H: DecoderHead> Decoder<H> {
         self.precision
     }
 
-    /// The weights.
+    /// The weights; of an adapted model, what is trained of them.
     #[must_use]
     pub fn parameters(&self) -> &Parameters {
         &self.parameters
     }
 
-    /// The weights, for an optimiser to change.
+    /// The same, for an optimiser to change.
     pub fn parameters_mut(&mut self) -> &mut Parameters {
         &mut self.parameters
     }

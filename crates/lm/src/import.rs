@@ -8,6 +8,7 @@ use crate::config::{CONFIG_FILE, OneOrMany};
 use crate::files::{parse_json, read_text};
 use crate::gguf::GgufFile;
 use crate::layout::{policy_shapes, score_shapes};
+use crate::peft::merge_adapter;
 use crate::score_checkpoint::ScoreCheckpoint;
 use crate::tokenizer::TOKENIZER_FILE;
 use crate::{DecoderConfig, LmError, ModelCard, ModelDirectory, Tokenizer};
@@ -51,6 +52,15 @@ impl Import {
             path: source.to_owned(),
             message: "is neither a .gguf file nor a directory in the Hugging Face layout; give the path of one".into(),
         })
+    }
+
+    /// Merges the adapters in the directory `path`, in PEFT's layout, into the weights.
+    ///
+    /// # Errors
+    /// [`LmError::Model`] or [`LmError::StoredTensor`] if they are not adapters of this model, or of a kind that is not
+    /// computed here.
+    pub fn merge_adapter(&mut self, path: &Path) -> Result<(), LmError> {
+        merge_adapter(path, &self.config, &mut self.weights)
     }
 
     /// Writes the model to the directory `path` with its weights as `kind`, or as they are.

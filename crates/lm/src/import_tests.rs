@@ -1,37 +1,16 @@
 //! Directories as other programs write them.
 
 use super::*;
-use crate::{Architecture, CARD_FILE, Normalizer, WEIGHTS_FILE, fresh_weights, train_bpe, write_safetensors};
+use crate::small_model::{config, fresh, tokenizer};
+use crate::{CARD_FILE, Normalizer, WEIGHTS_FILE, write_safetensors};
 use serde_json::{Value, json};
 use std::fs;
 use tempfile::TempDir;
 
-fn config() -> DecoderConfig {
-    DecoderConfig {
-        architecture: Architecture::Llama,
-        vocab_size: 280,
-        hidden_size: 8,
-        intermediate_size: 12,
-        num_hidden_layers: 1,
-        num_attention_heads: 2,
-        num_key_value_heads: 1,
-        head_dim: Some(4),
-        max_position_embeddings: 64,
-        rms_norm_eps: 1e-5,
-        rope_theta: 10_000.0,
-        rope_scaling: None,
-        sliding_window: None,
-        tie_word_embeddings: false,
-        bos_token_id: Some(1),
-        eos_token_ids: vec![2],
-        pad_token_id: Some(0),
-    }
-}
-
 /// A directory with `tensors` in it and `changes` made to its `config.json`, and no card.
 fn directory(tensors: &[(String, Tensor)], changes: &Value) -> TempDir {
     let directory = tempfile::tempdir().unwrap();
-    let tokenizer = train_bpe(["a small text", "another small text"].iter(), 270).unwrap();
+    let tokenizer = tokenizer();
     let card = ModelCard::new(ModelKind::Policy, tokenizer.fingerprint(), None);
     ModelDirectory::write(directory.path(), &config(), &[], &tokenizer, &card).unwrap();
     fs::remove_file(directory.path().join(CARD_FILE)).unwrap();
@@ -51,10 +30,6 @@ fn edit(directory: &TempDir, file: &str, changes: &Value) {
         }
     }
     fs::write(path, value.to_string()).unwrap();
-}
-
-fn fresh(shapes: &[(String, Vec<i64>)]) -> Vec<(String, Tensor)> {
-    fresh_weights(shapes, 1, 1).unwrap().into_iter().collect()
 }
 
 /// The tensors of a score model as the Safe RLHF authors name them, with mean 0.5 and variance 4.

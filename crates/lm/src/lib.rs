@@ -1,5 +1,6 @@
-//! Language models: decoders of the LLaMA, Mistral, Qwen and GPT-2 families, batched decoding, score models, the optimiser, and the Hugging Face
-//! directory that a model is read from and written to; GGUF files are read too.
+//! Language models: decoders of the LLaMA, Mistral, Qwen and GPT-2 families, batched decoding, score models, low-rank
+//! adapters, the optimiser, and the Hugging Face directory that a model is read from and written to; GGUF files are read
+//! too.
 
 mod batching;
 mod cache;
@@ -15,14 +16,18 @@ mod files;
 pub mod gguf;
 mod import;
 mod layout;
+mod lora;
 mod optimizer;
 mod parameters;
+mod peft;
 mod policy;
 mod precision;
 mod sampling;
 mod schedule;
 mod score;
 mod score_checkpoint;
+#[cfg(test)]
+mod small_model;
 mod stored;
 mod tokenizer;
 mod train_tokenizer;
@@ -41,8 +46,10 @@ pub use directory::ModelDirectory;
 pub use error::LmError;
 pub use import::Import;
 pub use layout::{fresh_weights, policy_shapes, score_shapes, trunk_shapes};
+pub use lora::LoraConfig;
 pub use optimizer::{AdamW, AdamWConfig, Step};
 pub use parameters::Parameters;
+pub use peft::{ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, write_adapter};
 pub use policy::{LanguageModelHead, Policy, ResponseLogProbs};
 pub use precision::Precision;
 pub use sampling::Sampling;

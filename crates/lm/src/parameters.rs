@@ -2,8 +2,13 @@
 //!
 //! One buffer makes everything that treats all weights alike one operation: a snapshot is one copy, an optimiser step a
 //! handful of element-wise operations, a gradient norm one reduction. The names are those of the published checkpoint.
+//!
+//! The buffer holds what is trained. It may lie on a **base**: other parameters, frozen, whose memory any number of models
+//! share. A name that is not in the buffer is looked up there. A model with low-rank adapters is held in this way (see
+//! [`LoraConfig`]): its own buffer, and with it its gradient, its optimiser's state and its snapshots, has the adapters only.
 
-use crate::LmError;
+use crate::lora::{Adapter, DOWN, UP};
+use crate::{LmError, LoraConfig};
 use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor, no_grad_guard};
 
@@ -13,6 +18,20 @@ pub struct Parameters {
     flat: Tensor,
     names: Vec<String>,
     views: Vec<Tensor>,
+    base: Option<Base>,
+}
+
+/// What lies beneath adapters.
+#[derive(Debug)]
+struct Base {
+    parameters: Box<Parameters>,
+    lora: LoraConfig,
+}
+
+impl Base {
+    fn shared(&self) -> Result<Self, LmError> {
+        Ok(Self { parameters: Box::new(self.parameters.shared()?), lora: self.lora.clone() })
+    }
 }
 
 impl Parameters {
@@ -30,6 +49,19 @@ impl Parameters {
         Self::over(flat, weights.keys().cloned().collect(), weights.values().map(Tensor::size))
     }
 
+    /// `weights`, the adapters of `lora` among them, on the memory of `base`, which stays frozen. They are of its number
+    /// type and on its device.
+    ///
+    /// # Errors
+    /// [`LmError::Mismatch`] if `base` lies on another base itself; else if libtorch fails.
+    pub(crate) fn on(base: &Self, lora: &LoraConfig, weights: &BTreeMap<String, Tensor>) -> Result<Self, LmError> {
+        if base.base.is_some() {
+            return Err(LmError::Mismatch("the model has adapters already; merge them into it first".into()));
+        }
+        let own = Self::new(weights, base.flat.f_kind()?, base.flat.device())?;
+        Ok(Self { base: Some(Base { parameters: Box::new(base.shared()?), lora: lora.clone() }), ..own })
+    }
+
     fn over(flat: Tensor, names: Vec<String>, shapes: impl Iterator<Item = Vec<i64>>) -> Result<Self, LmError> {
         let mut offset = 0;
         let mut views = Vec::with_capacity(names.len());
@@ -38,7 +70,7 @@ impl Parameters {
             views.push(flat.f_narrow(0, offset, length)?.f_view(shape.as_slice())?.f_detach()?);
             offset += length;
         }
-        Ok(Self { flat, names, views })
+        Ok(Self { flat, names, views, base: None })
     }
 
     /// The same weights, with gradients recorded for operations on them from now on.
@@ -48,13 +80,14 @@ impl Parameters {
         Self { views, ..self }
     }
 
-    /// A frozen copy with a buffer of its own: later updates of `self` do not show in it.
+    /// A frozen copy with a buffer of its own: later updates of `self` do not show in it. A base, which has no updates, is
+    /// shared.
     ///
     /// # Errors
     /// Fails if libtorch does.
     pub fn snapshot(&self) -> Result<Self, LmError> {
         let _guard = no_grad_guard();
-        Self::over(self.flat.f_detach_copy()?, self.names.clone(), self.views.iter().map(Tensor::size))
+        self.with(self.flat.f_detach_copy()?)
     }
 
     /// The same buffer under views of their own, which record gradients apart from those of `self`.
@@ -62,8 +95,18 @@ impl Parameters {
     /// # Errors
     /// Fails if libtorch does.
     pub fn replica(&self) -> Result<Self, LmError> {
-        let shapes = self.views.iter().map(Tensor::size);
-        Ok(Self::over(self.flat.shallow_clone(), self.names.clone(), shapes)?.trainable())
+        Ok(self.shared()?.trainable())
+    }
+
+    /// The same buffer under frozen views of its own.
+    fn shared(&self) -> Result<Self, LmError> {
+        self.with(self.flat.shallow_clone())
+    }
+
+    /// `flat` under the names and shapes of `self`, on the same base.
+    fn with(&self, flat: Tensor) -> Result<Self, LmError> {
+        let base = self.base.as_ref().map(Base::shared).transpose()?;
+        Ok(Self { base, ..Self::over(flat, self.names.clone(), self.views.iter().map(Tensor::size))? })
     }
 
     /// Takes over the values of `other`, which must have the same names and shapes.
@@ -79,21 +122,47 @@ impl Parameters {
         Ok(())
     }
 
-    /// The tensor called `name`.
+    /// The tensor called `name`, or that of the base.
     ///
     /// # Errors
     /// [`LmError::MissingTensor`] if there is none.
     pub fn get(&self, name: &str) -> Result<Tensor, LmError> {
-        let index = self.names.binary_search_by(|each| each.as_str().cmp(name));
-        index.map(|index| self.views[index].shallow_clone()).map_err(|_| LmError::MissingTensor(name.to_owned()))
+        match (self.own(name), &self.base) {
+            (Some(tensor), _) => Ok(tensor),
+            (None, Some(base)) => base.parameters.get(name),
+            (None, None) => Err(LmError::MissingTensor(name.to_owned())),
+        }
     }
 
-    /// Every name with its tensor, in the order of the names.
+    fn own(&self, name: &str) -> Option<Tensor> {
+        let index = self.names.binary_search_by(|each| each.as_str().cmp(name));
+        index.ok().map(|index| self.views[index].shallow_clone())
+    }
+
+    /// The adapter of the projection `name`, if it has one.
+    pub(crate) fn adapter(&self, name: &str) -> Option<Adapter> {
+        let scale = self.lora()?.scale();
+        Some(Adapter { down: self.own(&format!("{name}{DOWN}"))?, up: self.own(&format!("{name}{UP}"))?, scale })
+    }
+
+    /// What adapters these parameters hold, if they do.
+    #[must_use]
+    pub fn lora(&self) -> Option<&LoraConfig> {
+        self.base.as_ref().map(|base| &base.lora)
+    }
+
+    /// The frozen parameters beneath, if there are any.
+    #[must_use]
+    pub fn base(&self) -> Option<&Self> {
+        self.base.as_ref().map(|base| &*base.parameters)
+    }
+
+    /// Every name with its tensor, in the order of the names; those of the base are not among them.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Tensor)> {
         self.names.iter().map(String::as_str).zip(&self.views)
     }
 
-    /// Every tensor by its name, sharing memory with this.
+    /// Every tensor by its name, sharing memory with this; those of the base are not among them.
     #[must_use]
     pub fn to_map(&self) -> BTreeMap<String, Tensor> {
         self.iter().map(|(name, tensor)| (name.to_owned(), tensor.detach())).collect()

@@ -13,6 +13,8 @@ pub type Policy = Decoder<LanguageModelHead>;
 pub struct LanguageModelHead(Tensor);
 
 impl DecoderHead for LanguageModelHead {
+    const TRAINED_WHOLE: Option<&'static str> = None;
+
     fn over(config: &DecoderConfig, parameters: &Parameters, trunk: &Trunk) -> Result<Self, LmError> {
         Ok(Self(if config.tie_word_embeddings {
             trunk.embedding().shallow_clone()

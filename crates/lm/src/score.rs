@@ -2,7 +2,7 @@
 
 use crate::decoder::{Decoder, DecoderHead};
 use crate::layout::{SCORE_HEAD, fresh_weights, score_shapes};
-use crate::{DecoderConfig, LmError, Parameters, SequenceBatch, Trunk};
+use crate::{DecoderConfig, LmError, LoraConfig, Parameters, SequenceBatch, Trunk};
 use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
 
@@ -14,6 +14,8 @@ pub type ScoreModel = Decoder<ScoreHead>;
 pub struct ScoreHead(Tensor);
 
 impl DecoderHead for ScoreHead {
+    const TRAINED_WHOLE: Option<&'static str> = Some(SCORE_HEAD);
+
     fn over(_: &DecoderConfig, parameters: &Parameters, _: &Trunk) -> Result<Self, LmError> {
         parameters.get(SCORE_HEAD).map(Self)
     }
@@ -52,6 +54,21 @@ impl Decoder<ScoreHead> {
             }
         }
         Self::from_weights(config, &fresh, device)
+    }
+
+    /// As [`Self::on_trunk`] of the trunk of `start`, which is shared: adapters and the head are all that is new.
+    ///
+    /// # Errors
+    /// As [`Self::adapted`].
+    pub fn on_adapted_trunk(start: &Self, heads: usize, lora: &LoraConfig, seed: u64) -> Result<Self, LmError> {
+        let own = start.parameters().get(SCORE_HEAD)?;
+        let shapes = score_shapes(start.config(), heads);
+        let shape = &shapes[shapes.len() - 1..];
+        let head = match own.size() == shape[0].1 {
+            true => Some((SCORE_HEAD.to_owned(), own)),
+            false => fresh_weights(shape, start.config().num_hidden_layers, seed)?.pop_first(),
+        };
+        start.adapted_with(lora, seed, head)
     }
 
     /// Raw scores of whole sequences, read at the last real token: `[batch, heads]`, float32.

@@ -68,7 +68,7 @@ proptest! {
         let policy = Policy::fresh(config.clone(), seed, Device::Cpu).unwrap();
         prop_assert_eq!(policy.parameters().count(), config.parameter_count());
         let folder = tempfile::tempdir().unwrap();
-        let weights: Vec<_> = policy.parameters().to_map().into_iter().collect();
+        let weights: Vec<_> = policy.weights().unwrap().into_iter().collect();
         let card = ModelCard::new(ModelKind::Policy, TOKENIZER.fingerprint(), None);
         ModelDirectory::write(folder.path().join("one"), &config, &weights, &TOKENIZER, &card).unwrap();
 
@@ -109,7 +109,7 @@ proptest! {
     #[test]
     fn a_score_model_reads_the_last_token_of_each_row(config in configs(), seed in 0u64..1000) {
         let model = ScoreModel::fresh(config.clone(), 1, seed, Device::Cpu).unwrap();
-        prop_assert_eq!(score_shapes(&config, 1).len(), model.parameters().to_map().len());
+        prop_assert_eq!(score_shapes(&config, 1).len(), model.weights().unwrap().len());
         let rows: [(&[i64], &[i64]); 2] = [(&[5, 6, 7], &[8, 9, 10, 11]), (&[5], &[6])];
         let together = model.end_scores(&SequenceBatch::new(&rows, Device::Cpu).unwrap()).unwrap();
         for (index, row) in rows.iter().enumerate() {

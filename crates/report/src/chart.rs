@@ -188,6 +188,23 @@ impl Plot<'_, '_> {
         self.context.draw_series(series).expect(DRAWN);
     }
 
+    /// A dashed line through the points.
+    pub(crate) fn dashes(&mut self, points: &[(f64, f64)], colour: RGBColor) {
+        let style = colour.stroke_width(3 * SCALE / 2);
+        let series = DashedLineSeries::new(points.iter().copied(), 6 * SCALE, 4 * SCALE, style);
+        self.context.draw_series(series).expect(DRAWN);
+    }
+
+    /// Names in their colours, one below the other in the lower right corner.
+    pub(crate) fn legend(&mut self, names: &[(&str, RGBColor)]) {
+        let (width, height) = (self.x.range.end - self.x.range.start, self.y.range.end - self.y.range.start);
+        let words = names.iter().rev().enumerate().map(|(row, (name, colour))| {
+            let place = (self.x.range.end - 0.015 * width, self.y.range.start + (0.03 + 0.075 * row as f64) * height);
+            Text::new((*name).to_owned(), place, text(11.5).color(colour).pos(Pos::new(HPos::Right, VPos::Bottom)))
+        });
+        self.context.draw_series(words.collect::<Vec<_>>()).expect(DRAWN);
+    }
+
     /// Round marks.
     pub(crate) fn dots(&mut self, points: &[(f64, f64)], colour: RGBColor) {
         let radius = 5 * SCALE / 2;

@@ -14,6 +14,9 @@ mod html;
 mod page;
 mod samples;
 mod spread;
+mod throughput;
+
+pub use throughput::{ThroughputLine, ThroughputPoint, throughput};
 
 use saddle_store::{Machine, MetricsRow, ResponseRecord};
 

@@ -44,6 +44,7 @@ impl RunDirectory {
             run.metrics_path(),
             run.tensorboard_path(),
             run.model_path(),
+            run.adapter_path(),
             run.responses_path(),
             run.report_path(),
             run.config_path(),
@@ -91,6 +92,11 @@ impl RunDirectory {
     /// The trained model, in the Hugging Face layout.
     pub fn model_path(&self) -> PathBuf {
         self.path.join("model")
+    }
+
+    /// The adapters of the trained model, if it has any, in PEFT's layout.
+    pub fn adapter_path(&self) -> PathBuf {
+        self.path.join("adapter")
     }
 
     /// The evaluation answers, one JSON object a line.

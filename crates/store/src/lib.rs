@@ -6,6 +6,7 @@
 //! RUN/metrics.jsonl    one flat JSON object a line: step, seconds, then named numbers
 //! RUN/tensorboard/     the same numbers for TensorBoard
 //! RUN/model/           the trained model, a Hugging Face directory
+//! RUN/adapter/         its adapters, if it was trained with some, in PEFT's layout
 //! RUN/responses.jsonl  evaluation answers with their scores
 //! RUN/report.html      the report
 //! ```
@@ -23,6 +24,6 @@ mod tensorboard;
 
 pub use directory::RunDirectory;
 pub use error::StoreError;
-pub use machine::Machine;
+pub use machine::{Machine, peak_memory_bytes};
 pub use metrics::{MetricsLog, MetricsRow, read_metrics};
 pub use responses::{Decoding, ResponseRecord, read_responses};

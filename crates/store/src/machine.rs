@@ -62,6 +62,11 @@ impl Machine {
     }
 }
 
+/// The most memory that this process has had resident at once, in bytes; none where the operating system does not tell.
+pub fn peak_memory_bytes() -> Option<u64> {
+    field(&fs::read_to_string("/proc/self/status").ok()?, ':', "VmHWM").and_then(kibibytes)
+}
+
 /// The value of the first `name<separator>value` line of a system file, quotes taken off.
 fn field<'a>(text: &'a str, separator: char, name: &str) -> Option<&'a str> {
     let mut lines = text.lines().filter_map(|line| line.split_once(separator));
@@ -89,6 +94,14 @@ mod tests {
         assert_eq!(field(cpu, ':', "MemTotal"), None);
         assert_eq!(kibibytes("16 kB"), Some(16_384));
         assert_eq!(kibibytes("many"), None);
+    }
+
+    #[test]
+    fn the_peak_of_memory_counts_what_was_written_and_given_back() {
+        let before = peak_memory_bytes().unwrap();
+        drop(std::hint::black_box(vec![1u8; 64 << 20]));
+        let after = peak_memory_bytes().unwrap();
+        assert!(after >= 64 << 20 && after >= before, "{before} {after}");
     }
 
     #[test]

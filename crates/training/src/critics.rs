@@ -1,11 +1,12 @@
 //! The critics: value estimates of the reward stream and of each cost stream.
 //!
 //! `separate` has one model a stream; `two_headed` one model with a head a stream. Both are a list of score models whose
-//! heads, in order, are the streams.
+//! heads, in order, are the streams. With low-rank adapters, a critic shares the weights of the score model that it starts
+//! from, and has adapters and a head of its own.
 
 use crate::TrainingError;
 use crate::config::{Critics, CriticsSection};
-use saddle_lm::{AdamW, Precision, ScoreModel, SequenceBatch};
+use saddle_lm::{AdamW, LoraConfig, Precision, ScoreModel, SequenceBatch};
 use tch::{Device, Tensor};
 
 /// Values for all streams: the reward's first, then each cost's.
@@ -24,12 +25,13 @@ struct Critic {
 
 impl CriticSet {
     /// Critics that start from the reward model and the cost models, as published; a two-headed one starts from the
-    /// reward model's trunk.
+    /// reward model's trunk. With `lora`, adapters and heads are trained, and the trunks are those of `scorers` themselves.
     ///
     /// # Errors
     /// Fails if a model cannot be built.
     pub fn new(
         section: &CriticsSection,
+        lora: Option<&LoraConfig>,
         scorers: &[&ScoreModel],
         seed: u64,
         device: Device,
@@ -39,9 +41,11 @@ impl CriticSet {
             Critics::TwoHeaded => scorers.first().map(|first| (*first, scorers.len())).into_iter().collect(),
         };
         let critics = starts.into_iter().map(|(start, heads)| {
-            let model =
-                ScoreModel::on_trunk(start.config().clone(), &start.parameters().to_map(), heads, seed, device)?
-                    .trainable()?;
+            let model = match lora {
+                Some(lora) => ScoreModel::on_adapted_trunk(start, heads, lora, seed)?,
+                None => ScoreModel::on_trunk(start.config().clone(), &start.weights()?, heads, seed, device)?,
+            };
+            let model = model.trainable()?;
             let optimizer = AdamW::new(section.adamw.clone(), model.parameters())?;
             Ok::<_, TrainingError>(Critic { model, optimizer, heads })
         });

@@ -4,12 +4,12 @@
 //! once, and no second model is kept.
 
 use crate::config::{DpoSection, OptimizerSection};
-use crate::encode::Pair;
+use crate::encode::{Pair, pair_batch};
 use crate::fitting::{Learns, LossAndShown, evaluate, fit};
 use crate::scoring::sequence_log_probs;
 use crate::{Observer, TrainingError};
 use saddle_algorithms::losses::{AnswerLogProbs, answer_log_probs, direct_preference_loss};
-use saddle_lm::{Parameters, Policy, SequenceBatch};
+use saddle_lm::{Parameters, Policy};
 use tch::{Kind, Tensor};
 
 struct PreferringPolicy {
@@ -31,9 +31,7 @@ impl Learns for PreferringPolicy {
     }
 
     fn loss(&self, rows: &[&ReferencedPair]) -> Result<LossAndShown, TrainingError> {
-        let preferred = rows.iter().map(|row| row.pair.preferred.parts());
-        let parts: Vec<_> = preferred.chain(rows.iter().map(|row| row.pair.other.parts())).collect();
-        let batch = SequenceBatch::new(&parts, self.policy.device())?;
+        let batch = pair_batch(rows.iter().map(|row| &row.pair), self.policy.device())?;
         let log_probs = self.policy.response_log_probs(&batch, 1.0)?.log_probs;
         let answers = answer_log_probs(&log_probs, batch.mask())?;
         let side = |index: usize| -> Result<(Tensor, Tensor), TrainingError> {

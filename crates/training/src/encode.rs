@@ -2,7 +2,8 @@
 
 use crate::TrainingError;
 use saddle_data::{PreferenceRow, Role, SupervisedRow, Turn};
-use saddle_lm::{ChatTurn, Tokenizer};
+use saddle_lm::{ChatTurn, SequenceBatch, Tokenizer};
+use tch::Device;
 
 /// A prompt and its response.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,6 +76,16 @@ impl Pair {
     pub(crate) fn padded_tokens(&self) -> usize {
         2 * self.preferred.length().max(self.other.length())
     }
+}
+
+/// Both responses of each pair: all the preferred ones, then all the others.
+pub(crate) fn pair_batch<'a>(
+    pairs: impl Iterator<Item = &'a Pair> + Clone,
+    device: Device,
+) -> Result<SequenceBatch, TrainingError> {
+    let preferred = pairs.clone().map(|pair| pair.preferred.parts());
+    let parts: Vec<_> = preferred.chain(pairs.map(|pair| pair.other.parts())).collect();
+    Ok(SequenceBatch::new(&parts, device)?)
 }
 
 /// Encodes demonstrations.

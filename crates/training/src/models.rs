@@ -39,12 +39,12 @@ impl PolicyModel {
         Ok(Self { policy: Policy::from_weights(config, &weights, device)?, tokenizer: directory.tokenizer()? })
     }
 
-    /// Writes the policy to the directory `path`.
+    /// Writes the policy, adapters merged, to the directory `path`.
     ///
     /// # Errors
     /// As [`ModelDirectory::write`].
     pub fn save(policy: &Policy, tokenizer: &Tokenizer, path: &Path) -> Result<(), TrainingError> {
-        let weights: Vec<(String, Tensor)> = policy.parameters().to_map().into_iter().collect();
+        let weights: Vec<(String, Tensor)> = policy.weights()?.into_iter().collect();
         let card = ModelCard::new(ModelKind::Policy, tokenizer.fingerprint(), None);
         ModelDirectory::write(path, policy.config(), &weights, tokenizer, &card)?;
         Ok(())
@@ -86,12 +86,12 @@ impl Scorer {
         Ok(Self { model, tokenizer: directory.tokenizer()?, kind: card.kind, normalizer: card.normalizer })
     }
 
-    /// Writes the score model to the directory `path`.
+    /// Writes the score model, adapters merged, to the directory `path`.
     ///
     /// # Errors
     /// As [`ModelDirectory::write`].
     pub fn save(&self, path: &Path) -> Result<(), TrainingError> {
-        let weights: Vec<(String, Tensor)> = self.model.parameters().to_map().into_iter().collect();
+        let weights: Vec<(String, Tensor)> = self.model.weights()?.into_iter().collect();
         let card = ModelCard::new(self.kind, self.tokenizer.fingerprint(), self.normalizer);
         ModelDirectory::write(path, self.model.config(), &weights, &self.tokenizer, &card)?;
         Ok(())

@@ -1,14 +1,14 @@
 //! Reward and cost models from decoupled preference labels (Safe RLHF, arXiv 2310.12773, section 3.1).
 
 use crate::config::{OptimizerSection, PreferenceLossKind, PreferenceSection};
-use crate::encode::{Pair, Sequence};
+use crate::encode::{Pair, Sequence, pair_batch};
 use crate::fitting::{Learns, LossAndShown, evaluate, fit};
 use crate::{Observer, TrainingError};
 use saddle_algorithms::losses::{
     Answers, CostSigns, cost_preference_loss, reward_preference_loss, token_wise_cost_preference_loss,
     token_wise_reward_preference_loss,
 };
-use saddle_lm::{ModelKind, Normalizer, Parameters, ScoreModel, SequenceBatch};
+use saddle_lm::{ModelKind, Normalizer, Parameters, ScoreModel};
 use tch::Tensor;
 
 struct PreferenceModel {
@@ -26,9 +26,7 @@ impl Learns for PreferenceModel {
     }
 
     fn loss(&self, rows: &[&Pair]) -> Result<LossAndShown, TrainingError> {
-        let preferred = rows.iter().map(|row| row.preferred.parts());
-        let parts: Vec<_> = preferred.chain(rows.iter().map(|row| row.other.parts())).collect();
-        let batch = SequenceBatch::new(&parts, self.model.device())?;
+        let batch = pair_batch(rows.iter().copied(), self.model.device())?;
         let [safer, unsafer] = [0, 1].map(|index| self.signs(rows, index));
         let signs = CostSigns { unsafer: &unsafer?, safer: &safer? };
         let halves = |tensor: &Tensor| -> Result<[Tensor; 2], TrainingError> {

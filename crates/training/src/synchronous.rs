@@ -9,7 +9,7 @@ use crate::learner::Learner;
 use crate::models::Scorer;
 use crate::scoring::reference_log_probs;
 use crate::{Observer, TrainingError};
-use saddle_algorithms::dual::{ConstraintConfig, Controller, CostEstimator, CostSample};
+use saddle_algorithms::dual::{ConstraintConfig, Controller, CostEstimator, CostSample, HoldCause, Step as DualStep};
 use saddle_core::{Finish, PolicyVersion, Prompt, PromptOrdinal, Rollout, ScoredRollout};
 use saddle_lm::{DecodeSettings, Policy, Sampling, generate};
 use std::collections::VecDeque;
@@ -200,11 +200,16 @@ pub fn move_multipliers(
     let mut lambdas = Vec::with_capacity(duals.len());
     for dual in duals {
         let estimate = dual.estimator.estimate(version);
-        dual.controller.step(estimate, delay_versions);
+        let step = dual.controller.step(estimate, delay_versions);
         let mut push = |name: &str, value: f64| metrics.push((constraint_metric(name, &dual.name, only), value));
         if let Some(estimate) = estimate {
             push("cost_estimate", estimate.mean);
             push("cost_estimate_stderr", estimate.standard_error);
+            let considered = dual.estimator.considered_samples(version);
+            push("cost_estimator_ess_ratio", estimate.effective_samples / considered as f64);
+        }
+        for cause in HoldCause::ALL {
+            push(&format!("lambda_held_{}", cause.label()), f64::from(u8::from(step == DualStep::Held(cause))));
         }
         push("lambda", dual.controller.multiplier());
         push("cost_limit", dual.limit);

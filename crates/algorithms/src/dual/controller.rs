@@ -52,6 +52,22 @@ pub enum HoldCause {
     StartUp,
 }
 
+impl HoldCause {
+    /// Every cause.
+    pub const ALL: [Self; 4] = [Self::NoEstimate, Self::NonFinite, Self::DeadZone, Self::StartUp];
+
+    /// Its name, as in metrics.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::NoEstimate => "no_estimate",
+            Self::NonFinite => "non_finite",
+            Self::DeadZone => "dead_zone",
+            Self::StartUp => "start_up",
+        }
+    }
+}
+
 /// How often λ was held, by cause.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Holds {

@@ -219,9 +219,20 @@ impl CostEstimator {
         }
     }
 
+    /// How many remembered samples an estimate for version `current` is made from: with its effective samples, how evenly
+    /// they weigh.
+    #[must_use]
+    pub fn considered_samples(&self, current: PolicyVersion) -> usize {
+        let (EstimatorConfig::Fresh(config) | EstimatorConfig::Upper(UpperConfig { fresh: config, .. })) = &self.config
+        else {
+            return self.samples.len();
+        };
+        self.samples.iter().filter(|sample| lag(sample, current) <= config.maximum_lag_versions).count()
+    }
+
     fn fresh(&self, config: &FreshConfig, current: PolicyVersion) -> Option<CostEstimate> {
         let weighted = self.samples.iter().filter_map(|sample| {
-            let lag = current.0.saturating_sub(sample.version.0);
+            let lag = lag(sample, current);
             let exponent = i32::try_from(lag).unwrap_or(i32::MAX);
             (lag <= config.maximum_lag_versions).then(|| (config.lag_discount.powi(exponent), sample.cost))
         });
@@ -241,6 +252,11 @@ impl CostEstimator {
             effective_samples,
         })
     }
+}
+
+/// Versions between a sample's scoring and now.
+fn lag(sample: &CostSample, current: PolicyVersion) -> u64 {
+    current.0.saturating_sub(sample.version.0)
 }
 
 /// Mean of (weight, cost) pairs, with the standard error of as many equal samples as they are worth. One sample, or none

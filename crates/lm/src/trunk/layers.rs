@@ -1,10 +1,11 @@
 //! Linear layers, norms and feed-forwards.
 
+use crate::lora::Adapter;
 use crate::{Architecture, DecoderConfig, LmError, Parameters, Precision};
 use saddle_libtorch::kernels::{self, PackedWeight};
-use tch::{Kind, Tensor};
+use tch::{Kind, Tensor, no_grad_guard};
 
-/// x Wᵀ + b.
+/// x Wᵀ + b, and what an adapter adds.
 #[derive(Debug)]
 pub(super) struct Linear {
     weight: Tensor,
@@ -13,17 +14,14 @@ pub(super) struct Linear {
     input_first: bool,
     /// What the product is computed in.
     pub(super) precision: Precision,
+    adapter: Option<Adapter>,
 }
 
 impl Linear {
     /// `name.weight` `[outputs, inputs]` without a bias.
     pub(super) fn plain(name: &str, parameters: &Parameters) -> Result<Self, LmError> {
-        Ok(Self {
-            weight: parameters.get(&format!("{name}.weight"))?,
-            bias: None,
-            input_first: false,
-            precision: Precision::F32,
-        })
+        let (weight, adapter) = (parameters.get(&format!("{name}.weight"))?, parameters.adapter(name));
+        Ok(Self { weight, bias: None, input_first: false, precision: Precision::F32, adapter })
     }
 
     /// `name.weight` `[outputs, inputs]` and `name.bias` `[outputs]`.
@@ -36,7 +34,7 @@ impl Linear {
         Ok(Self { input_first: true, ..Self::biased(name, parameters)? })
     }
 
-    /// The same layer for decoding on a CPU.
+    /// The same layer for decoding on a CPU, with its adapter merged.
     pub(super) fn pack(&self, storage: Kind) -> Result<PackedWeight, LmError> {
         let [whole] = self.pack_parts(storage)?;
         Ok(whole)
@@ -44,7 +42,11 @@ impl Linear {
 
     /// The same layer with its outputs in `N` equal parts.
     pub(super) fn pack_parts<const N: usize>(&self, storage: Kind) -> Result<[PackedWeight; N], LmError> {
-        let matrix = if self.input_first { self.weight.f_transpose(0, 1)? } else { self.weight.shallow_clone() };
+        let _guard = no_grad_guard();
+        let mut matrix = if self.input_first { self.weight.f_transpose(0, 1)? } else { self.weight.shallow_clone() };
+        if let Some(adapter) = &self.adapter {
+            matrix = matrix.f_add(&adapter.product()?)?;
+        }
         let width = matrix.size()[0] / N as i64;
         let parts = (0..N as i64).map(|part| {
             let bias = self.bias.as_ref().map(|bias| bias.f_narrow(0, part * width, width)).transpose()?;
@@ -56,10 +58,14 @@ impl Linear {
 
     /// `[.., inputs]` to `[.., outputs]`.
     pub(super) fn apply(&self, input: &Tensor) -> Result<Tensor, LmError> {
-        if self.input_first {
-            return self.precision.linear(input, &self.weight.f_transpose(0, 1)?, self.bias.as_ref());
+        let output = match self.input_first {
+            true => self.precision.linear(input, &self.weight.f_transpose(0, 1)?, self.bias.as_ref())?,
+            false => self.precision.linear(input, &self.weight, self.bias.as_ref())?,
+        };
+        match &self.adapter {
+            Some(adapter) => adapter.add_to(&output, input),
+            None => Ok(output),
         }
-        self.precision.linear(input, &self.weight, self.bias.as_ref())
     }
 }
 

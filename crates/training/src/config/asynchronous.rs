@@ -29,9 +29,9 @@ pub struct ScheduleSection {
 #[serde(rename_all = "snake_case")]
 pub enum ScheduleKind {
     /// One after the other, on one thread.
-    #[default]
     Synchronous,
     /// Each on its own thread.
+    #[default]
     Asynchronous,
 }
 
@@ -79,7 +79,8 @@ pub struct StagePlacement {
     pub count: usize,
     /// Its device; `run.device` unless given.
     pub device: Option<Device>,
-    /// CPU threads for one tensor operation; 0 means `run.threads`.
+    /// CPU threads for one tensor operation; 0 means `run.threads`. Where that is 0 too, it is half of the cores, since
+    /// stages work side by side; all of them with `schedule.staleness = 0`, where stages take turns.
     pub threads: usize,
 }
 
@@ -97,7 +98,8 @@ pub struct EdgesSection {
     pub items: usize,
     /// Most mebibytes on an edge.
     pub mebibytes: usize,
-    /// A stage that gets no input, or no room for its output, for so long fails, in seconds.
+    /// A stage that gets no input, or no room for its output, for so long fails, in seconds. Longer than the longest update,
+    /// during which generators may have nothing to do.
     pub patience_seconds: f64,
     /// A response that is not finished after so long is given up and tried again, in seconds.
     pub response_seconds: f64,
@@ -164,11 +166,18 @@ impl TrainConfig {
         self.schedule.kind == ScheduleKind::Asynchronous
     }
 
+    /// CPU threads for one tensor operation of the stage at `placement`.
+    #[must_use]
+    pub fn stage_threads(&self, placement: &StagePlacement, cores: usize) -> usize {
+        let shared = if self.schedule.staleness == 0 { cores } else { (cores / 2).max(1) };
+        [placement.threads, self.run.threads].into_iter().find(|threads| *threads > 0).unwrap_or(shared)
+    }
+
     /// What is wrong with the sections of this file, together with the others.
     pub(super) fn schedule_problems(&self) -> Problems {
         let mut problems = Problems::default();
         if !self.is_asynchronous() {
-            let message = "only the asynchronous schedule is served; set schedule.kind = \"asynchronous\"";
+            let message = "only the asynchronous schedule is served; leave schedule.kind = \"synchronous\" out";
             problems.require(self.telemetry.address.is_none(), "telemetry.address", message);
             return problems;
         }
@@ -294,16 +303,31 @@ pub fn seconds(value: f64) -> Duration {
 mod tests {
     use super::*;
 
-    fn problems(more: &str) -> Vec<String> {
+    fn config(more: &str) -> TrainConfig {
         let recipe = r#"
             policy.from = "p"
             reward_model.from = "r"
             constraints.cost.from = "c"
             prompts.train = [{ path = "x", format = "prompts" }]
-            schedule.kind = "asynchronous"
         "#;
-        let config: TrainConfig = toml::from_str(&format!("{recipe}\n{more}")).unwrap();
-        config.problems().iter().map(|problem| problem.key.clone()).collect()
+        toml::from_str(&format!("{recipe}\n{more}")).unwrap()
+    }
+
+    fn problems(more: &str) -> Vec<String> {
+        config(more).problems().iter().map(|problem| problem.key.clone()).collect()
+    }
+
+    #[test]
+    fn stages_that_work_side_by_side_share_the_cores() {
+        let threads = |more: &str| {
+            let config = config(more);
+            config.stage_threads(&config.placement.learner, 8)
+        };
+        assert_eq!(threads(""), 4);
+        assert_eq!(threads("schedule.staleness = 0"), 8);
+        assert_eq!(threads("run.threads = 3"), 3);
+        assert_eq!(threads("run.threads = 3\nplacement.learner.threads = 5"), 5);
+        assert_eq!(config("").stage_threads(&StagePlacement::default(), 1), 1);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use saddle_algorithms::returns::Discount;
 use saddle_algorithms::shaping::ShapingConfig;
 use saddle_core::Problems;
 use saddle_data::{BadRowPolicy, Source};
-use saddle_lm::{AdamWConfig, Decay, Precision};
+use saddle_lm::{AdamWConfig, Decay, LoraConfig, Precision};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -54,6 +54,8 @@ pub struct TrainConfig {
     /// What the stages compute in.
     #[serde(default)]
     pub precision: PrecisionSection,
+    /// Low-rank adapters of the policy and of the critics; without this section, all weights are trained.
+    pub lora: Option<LoraConfig>,
     /// When rollouts are made and when they are trained on.
     #[serde(default)]
     pub schedule: ScheduleSection,
@@ -223,6 +225,7 @@ impl Validate for TrainConfig {
             "policy.warmup_ratio",
             format!("must be in 0..1, is {}", self.policy.warmup_ratio),
         );
+        problems.section("lora", self.lora.as_ref().map(LoraConfig::validate).unwrap_or_default());
         problems.require(self.critics.clip_value > 0.0, "critics.clip_value", "must be positive");
         problems.iter().chain(self.schedule_problems().iter()).cloned().collect()
     }

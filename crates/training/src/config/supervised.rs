@@ -2,6 +2,7 @@
 
 use super::{DataSection, ModelSection, OptimizerSection, RunSection, Validate};
 use saddle_core::Problems;
+use saddle_lm::LoraConfig;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -19,12 +20,15 @@ pub struct SftConfig {
     /// How it learns.
     #[serde(default)]
     pub optimizer: OptimizerSection,
+    /// Low-rank adapters of the model; without this section, all weights are trained.
+    pub lora: Option<LoraConfig>,
 }
 
 impl Validate for SftConfig {
     fn problems(&self) -> Problems {
-        let mut problems = learning(&self.data, &self.optimizer);
+        let mut problems = learning(&self.data, &self.optimizer, self.lora.as_ref());
         problems.section("model", self.model.problems());
+        require_a_base(&mut problems, &self.model, self.lora.as_ref());
         problems
     }
 }
@@ -43,6 +47,8 @@ pub struct PreferenceConfig {
     /// How it learns.
     #[serde(default)]
     pub optimizer: OptimizerSection,
+    /// Low-rank adapters of the model; without this section, all weights are trained.
+    pub lora: Option<LoraConfig>,
     /// The loss.
     #[serde(default)]
     pub preference: PreferenceSection,
@@ -74,8 +80,9 @@ pub enum PreferenceLossKind {
 
 impl Validate for PreferenceConfig {
     fn problems(&self) -> Problems {
-        let mut problems = learning(&self.data, &self.optimizer);
+        let mut problems = learning(&self.data, &self.optimizer, self.lora.as_ref());
         problems.section("model", self.model.problems());
+        require_a_base(&mut problems, &self.model, self.lora.as_ref());
         problems.require(
             self.preference.regularization.is_finite() && self.preference.regularization >= 0.0,
             "preference.regularization",
@@ -98,6 +105,8 @@ pub struct DpoConfig {
     /// How it learns.
     #[serde(default)]
     pub optimizer: OptimizerSection,
+    /// Low-rank adapters of the model; without this section, all weights are trained.
+    pub lora: Option<LoraConfig>,
     /// The loss.
     #[serde(default)]
     pub dpo: DpoSection,
@@ -127,7 +136,7 @@ impl Default for DpoSection {
 
 impl Validate for DpoConfig {
     fn problems(&self) -> Problems {
-        let mut problems = learning(&self.data, &self.optimizer);
+        let mut problems = learning(&self.data, &self.optimizer, self.lora.as_ref());
         let beta = self.dpo.kl_coefficient;
         problems.require(
             beta.is_finite() && beta > 0.0,
@@ -139,9 +148,16 @@ impl Validate for DpoConfig {
 }
 
 /// Problems of the sections that all these stages have.
-fn learning(data: &DataSection, optimizer: &OptimizerSection) -> Problems {
+fn learning(data: &DataSection, optimizer: &OptimizerSection, lora: Option<&LoraConfig>) -> Problems {
     let mut problems = Problems::default();
     problems.section("data", data.problems());
     problems.section("optimizer", optimizer.problems());
+    problems.section("lora", lora.map(LoraConfig::validate).unwrap_or_default());
     problems
+}
+
+/// Adapters are for a model that has learnt something.
+fn require_a_base(problems: &mut Problems, model: &ModelSection, lora: Option<&LoraConfig>) {
+    let message = "a fresh decoder has nothing to keep beneath adapters; start from a model with model.from";
+    problems.require(lora.is_none() || model.from.is_some(), "lora", message);
 }

@@ -1,6 +1,7 @@
 //! A batch as the passes see it: what the current weights say of it, and what there is to learn from it.
 
 use super::off_policy::OffPolicy;
+use super::phases::Phase;
 use super::{Forward, Learner, Nets};
 use crate::TrainingError;
 use crate::config::{AdvantageNormalization, CorrectionKind, TargetsConfig};
@@ -121,7 +122,7 @@ impl Learner {
         let mut shared = None;
         for group in groups {
             let _guard = (!share).then(no_grad_guard);
-            let forward = self.forward(rollouts, group, Nets::PolicyAndCritics)?;
+            let forward = self.forward(rollouts, group, Nets::PolicyAndCritics, [Phase::LogProb, Phase::Value])?;
             if let Some(policy) = &forward.policy {
                 outlook.proximal.put(&forward.rows, &policy.log_probs)?;
                 outlook.entropy.put(&forward.rows, &policy.entropy)?;
@@ -129,6 +130,7 @@ impl Learner {
             for (grid, values) in outlook.values.iter_mut().zip(&forward.values) {
                 grid.put(&forward.rows, values)?;
             }
+            self.stopwatch.lap(Phase::Value);
             shared = share.then_some(forward);
         }
         Ok((outlook, shared))

@@ -8,12 +8,14 @@
 mod experience;
 mod off_policy;
 mod passes;
+mod phases;
 mod report;
 
 use crate::TrainingError;
 use crate::config::TrainConfig;
 use crate::critics::CriticSet;
 use crate::ptx::Ptx;
+use phases::{Phase, Stopwatch};
 use saddle_algorithms::guards::{Guards, Health};
 use saddle_core::{PolicyVersion, ScoredRollout};
 use saddle_lm::{AdamW, Policy, ResponseLogProbs, SequenceBatch, learning_rate_factor, micro_batches};
@@ -29,6 +31,8 @@ pub struct Learner {
     ptx: Ptx,
     version: PolicyVersion,
     guards: Guards,
+    /// Of the update under way.
+    stopwatch: Stopwatch,
 }
 
 /// Which models a forward pass is for.
@@ -58,7 +62,16 @@ impl Learner {
         let (policy, critics) = (policy.trainable()?.in_precision(precision), critics.in_precision(precision));
         let optimizer = AdamW::new(config.policy.adamw.clone(), policy.parameters())?;
         let guards = Guards::new(config.guards);
-        Ok(Self { config, policy, optimizer, critics, ptx, version: PolicyVersion(0), guards })
+        Ok(Self {
+            config,
+            policy,
+            optimizer,
+            critics,
+            ptx,
+            version: PolicyVersion(0),
+            guards,
+            stopwatch: Stopwatch::start(),
+        })
     }
 
     /// The policy as it is now.
@@ -80,6 +93,7 @@ impl Learner {
     /// [`TrainingError::Diverged`] when as many updates in a row had numbers that are not finite as the guards allow.
     pub fn update(&mut self, rollouts: &[ScoredRollout], lambdas: &[f64]) -> Result<Vec<(String, f64)>, TrainingError> {
         let before = *self.guards.counts();
+        self.stopwatch = Stopwatch::start();
         let (experience, shared) = self.look(rollouts, lambdas)?;
         let totals = self.passes(&experience, shared)?;
         self.version = self.version.next();
@@ -90,7 +104,9 @@ impl Learner {
             )));
         }
         let constraints = self.config.constraints.keys().map(String::as_str);
-        Ok(report::metrics(&experience, &totals, constraints, (&before, self.guards.counts())))
+        let mut metrics = report::metrics(&experience, &totals, constraints, (&before, self.guards.counts()));
+        metrics.extend(self.stopwatch.metrics());
+        Ok(metrics)
     }
 
     fn learning_rate(&self) -> f64 {
@@ -106,7 +122,14 @@ impl Learner {
         groups.into_iter().map(|group| group.into_iter().map(|index| rows[index]).collect()).collect()
     }
 
-    fn forward(&self, rollouts: &[ScoredRollout], rows: Vec<usize>, nets: Nets) -> Result<Forward, TrainingError> {
+    /// Its time is booked on `phases`: that of the policy, that of the critics.
+    fn forward(
+        &self,
+        rollouts: &[ScoredRollout],
+        rows: Vec<usize>,
+        nets: Nets,
+        phases: [Phase; 2],
+    ) -> Result<Forward, TrainingError> {
         let sequence = |row: &usize| {
             let rollout = &rollouts[*row].rollout;
             (rollout.prompt.tokens.as_slice(), rollout.tokens.as_slice())
@@ -116,7 +139,9 @@ impl Learner {
             Nets::PolicyAndCritics => Some(self.policy.response_log_probs(&batch, self.config.generation.temperature)?),
             Nets::CriticsOnly => None,
         };
+        self.stopwatch.lap(phases[0]);
         let values = self.critics.values(&batch)?;
+        self.stopwatch.lap(phases[1]);
         Ok(Forward { rows, batch, policy, values })
     }
 }

@@ -5,6 +5,7 @@
 //! its minibatch was cut.
 
 use super::experience::Experience;
+use super::phases::Phase;
 use super::report::Totals;
 use super::{Forward, Learner, Nets};
 use crate::TrainingError;
@@ -52,6 +53,7 @@ impl Learner {
         experience: &Experience<'_>,
         shared: Option<Forward>,
     ) -> Result<Totals, TrainingError> {
+        self.stopwatch.skip();
         let summary = &experience.off_policy.summary;
         let nets = match self.guards.before_update(summary.rejected_fraction, summary.mean_k3) {
             UpdatePlan::Full => Nets::PolicyAndCritics,
@@ -68,6 +70,7 @@ impl Learner {
             for rows in order.chunks(rows.div_ceil(self.config.ppo.minibatches)) {
                 let minibatch = self.accumulate(experience, rows, nets, shared.take())?;
                 let plan = self.step(&minibatch, nets, &mut totals)?;
+                self.stopwatch.lap(Phase::Optimizer);
                 if plan == EpochPlan::Stop {
                     return Ok(totals);
                 }
@@ -100,16 +103,20 @@ impl Learner {
                 LossAggregation::Token => token_share,
             };
             let share = Share { tokens: token_share, loss };
-            let forward = shared.take().map_or_else(|| self.forward(experience.rollouts, group, nets), Ok)?;
+            let phases = [Phase::Policy, Phase::Critic];
+            let forward = shared.take().map_or_else(|| self.forward(experience.rollouts, group, nets, phases), Ok)?;
             if let Some(policy) = &forward.policy {
                 self.accumulate_policy(experience, &forward, policy, share, &mut minibatch)?;
             }
+            self.stopwatch.lap(Phase::Policy);
             self.accumulate_critics(experience, &forward, share, &mut minibatch)?;
+            self.stopwatch.lap(Phase::Critic);
         }
         if nets == Nets::PolicyAndCritics {
             let (coefficient, budget) = (self.config.ppo.ptx_coefficient, self.config.ppo.micro_batch_tokens);
             minibatch.ptx_loss =
                 self.ptx.accumulate(&self.policy, &mut self.optimizer, coefficient, rows.len(), budget)?;
+            self.stopwatch.lap(Phase::Policy);
         }
         Ok(minibatch)
     }

@@ -33,7 +33,7 @@ fn policy() -> Policy {
 fn learner(more: &str) -> Learner {
     let config = config(more);
     let scorers = [2, 3].map(|seed| ScoreModel::fresh(decoder(), 1, seed, Device::Cpu).unwrap());
-    let critics = CriticSet::new(&config.critics, &scorers.each_ref(), 0, Device::Cpu).unwrap();
+    let critics = CriticSet::new(&config.critics, config.lora.as_ref(), &scorers.each_ref(), 0, Device::Cpu).unwrap();
     let mut learner = Learner::new(config, policy(), critics, Ptx::default()).unwrap();
     learner.version = PolicyVersion(5);
     learner
@@ -107,6 +107,14 @@ fn what_the_current_weights_have_sampled_is_trained_on_by_plain_ppo_whatever_the
     assert_ne!(plain, weights(&learner("")));
     for kind in ["kind = \"truncated\"", "kind = \"decoupled\"", "targets = { kind = \"lambda_vtrace\" }"] {
         assert!(train(&format!("correction.{kind}")) == plain, "{kind} gives other weights");
+    }
+}
+
+#[test]
+fn the_time_of_every_phase_of_an_update_is_told() {
+    let metrics = learner("ppo.minibatches = 2").update(&rollouts(0, |_| 0.0), &[0.5]).unwrap();
+    for phase in ["logprob", "value", "policy", "critic", "optimizer"] {
+        assert!(metric(&metrics, &format!("{phase}_seconds")) > 0.0, "{phase}: {metrics:?}");
     }
 }
 
@@ -250,4 +258,35 @@ fn numbers_that_are_not_finite_change_nothing_and_the_third_time_in_a_row_ends_t
     }
     let error = learner.update(&broken, &[0.5]).unwrap_err();
     assert!(matches!(&error, TrainingError::Diverged(message) if message.contains("3 updates in a row")), "{error}");
+}
+
+#[test]
+fn with_adapters_an_update_moves_them_and_the_critics_and_leaves_the_models_beneath() {
+    for layout in ["separate", "two_headed"] {
+        let config = config(&format!("lora = {{ rank = 2 }}\ncritics.layout = \"{layout}\""));
+        let lora = config.lora.clone().unwrap();
+        let base = policy();
+        let scorers = [2, 3].map(|seed| ScoreModel::fresh(decoder(), 1, seed, Device::Cpu).unwrap());
+        let flat = |parameters: &saddle_lm::Parameters| Vec::<f32>::try_from(parameters.flat()).unwrap();
+        let frozen = || [flat(base.parameters()), flat(scorers[0].parameters()), flat(scorers[1].parameters())];
+        let before = frozen();
+        let critics = CriticSet::new(&config.critics, Some(&lora), &scorers.each_ref(), 0, Device::Cpu).unwrap();
+        let adapted = base.adapted(&lora, 0).unwrap();
+        let mut learner = Learner::new(config, adapted, critics, Ptx::default()).unwrap();
+        learner.version = PolicyVersion(5);
+        let batch = rollouts(0, |_| 0.0);
+        let values = |learner: &Learner| {
+            let batch = SequenceBatch::new(&[(&[1, 2], &[3, 4])], Device::Cpu).unwrap();
+            let values = learner.critics.values(&batch).unwrap();
+            values.iter().map(|each| Vec::<f32>::try_from(each.reshape([-1])).unwrap()).collect::<Vec<_>>()
+        };
+        let (adapters, estimates) = (weights(&learner), values(&learner));
+        let metrics = learner.update(&batch, &[0.5]).unwrap();
+        assert!(metric(&metrics, "grad_norm_policy") > 0.0 && metric(&metrics, "grad_norm_critic") > 0.0);
+        assert_ne!(weights(&learner), adapters, "{layout}");
+        assert_eq!(adapters.len(), 2 * (4 * (8 + 8) + 3 * (8 + 16)), "seven projections of one block, at rank 2");
+        assert_eq!(gradient(&learner).len(), adapters.len());
+        assert_ne!(values(&learner), estimates, "{layout}");
+        assert!(frozen() == before, "{layout}: what lies beneath has moved");
+    }
 }

@@ -1,0 +1,93 @@
+//! `saddle evaluate`: the policy of a training run against the one that it began as, on prompts that neither has seen.
+
+use crate::cli::EvaluateArgs;
+use crate::evaluation::{Examiner, Figures};
+use crate::failure::Failure;
+use crate::progress::say;
+use crate::table::{print, table};
+use crate::{config, run};
+use saddle_data::{BadRowPolicy, Format, PromptRow, Source, read_prompts};
+use saddle_report::ReportInput;
+use saddle_store::{Decoding, ResponseRecord, RunDirectory, read_metrics};
+use saddle_training::config::TrainConfig;
+use saddle_training::{PolicyModel, encode_prompt};
+use serde_json::json;
+
+/// Names of the two policies in the records.
+const BEFORE: &str = "before";
+const AFTER: &str = "trained";
+
+pub(super) fn evaluate(args: &EvaluateArgs) -> Result<(), Failure> {
+    let run = RunDirectory::open(&args.run)?;
+    let config: TrainConfig = config::load(&run.config_path(), &[])?;
+    let constraint = constraint(&config, args.constraint.as_deref())?;
+    let examiner = Examiner::new(&config, constraint)?;
+    let decoding = if args.greedy { Decoding::Greedy } else { Decoding::Sampled };
+    let mut responses: Vec<ResponseRecord> = Vec::new();
+    for (name, path) in [(BEFORE, &config.policy.from), (AFTER, &run.model_path())] {
+        let model = examiner.policy(path)?;
+        let rows = prompts(args, &config, &model)?;
+        let count = args.responses.unwrap_or(rows.len());
+        say(&format!("     evaluate {count} answers of {} to {} prompts", path.display(), rows.len()));
+        let answers = examiner.answers(name, &model, &rows, (decoding, count))?;
+        responses.extend(answers.into_iter().map(|answer| answer.record));
+    }
+    run.write_responses(&responses)?;
+    let limit = config.constraints[constraint].dual.cost_limit;
+    let (before, after) = (Figures::of(&responses, BEFORE), Figures::of(&responses, AFTER));
+    let summary = Figures::summary(&before, &after, limit);
+    let heading = ["held-out prompts", "before", "after", ""];
+    let rows = summary.iter().map(|row| [&row.label, &row.before, &row.after, &row.note].map(String::clone).to_vec());
+    let shown = table(&heading, &rows.collect::<Vec<_>>());
+    run.write_report(&saddle_report::render(&ReportInput {
+        title: "PPO-Lagrangian".to_owned(),
+        subtitle: format!("{}: {constraint} limit {limit:.2}, seed {}", run.path().display(), config.run.seed),
+        before: BEFORE.to_owned(),
+        after: AFTER.to_owned(),
+        summary,
+        stages: Vec::new(),
+        updates: read_metrics(&run.metrics_path())?,
+        cost_limit: limit,
+        responses,
+        config_toml: run::to_toml(&config)?,
+        machine: run::machine(),
+        command: format!("saddle train --config {}", run.config_path().display()),
+    }))?;
+    let report = run.report_path();
+    if args.json {
+        let report = report.display().to_string();
+        print(json!({ "before": before, "trained": after, "cost_limit": limit, "report": report }));
+    } else {
+        print(format!("{shown}\n\nreport: {}", report.display()));
+    }
+    Ok(())
+}
+
+/// The constraint to measure: the one that is asked for, or the only one.
+fn constraint<'a>(config: &'a TrainConfig, asked: Option<&'a str>) -> Result<&'a str, Failure> {
+    let names: Vec<&str> = config.constraints.keys().map(String::as_str).collect();
+    match (asked, names.as_slice()) {
+        (None, [only]) => Ok(only),
+        (Some(name), names) if names.contains(&name) => Ok(name),
+        (_, names) => Err(Failure::usage(format!("--constraint: name one of {}", names.join(", ")))),
+    }
+}
+
+/// The prompts that are as short as those that the policy was trained on.
+fn prompts(args: &EvaluateArgs, config: &TrainConfig, model: &PolicyModel) -> Result<Vec<PromptRow>, Failure> {
+    let source = Source::new(&args.prompts, Format::Prompts);
+    let mut rows = Vec::new();
+    for row in read_prompts(&[source], BadRowPolicy::Error, config.run.seed)?.rows {
+        if encode_prompt(&model.tokenizer, &row.prompt)?.len() <= config.prompts.max_tokens {
+            rows.push(row);
+        }
+    }
+    if rows.is_empty() {
+        return Err(Failure::usage(format!(
+            "{}: no prompt has at most prompts.max_tokens = {} tokens",
+            args.prompts.display(),
+            config.prompts.max_tokens
+        )));
+    }
+    Ok(rows)
+}

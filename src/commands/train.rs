@@ -1,0 +1,67 @@
+//! `saddle train`. A dry run shows, as comments below the recipe, the stages and edges of the asynchronous schedule, and
+//! what the run needs in memory.
+
+use super::stage;
+use crate::cli::TrainArgs;
+use crate::failure::Failure;
+use crate::table::print;
+use crate::{config, stages};
+use saddle_actors::Plan;
+use saddle_lm::{CONFIG_FILE, DecoderConfig};
+use saddle_training::config::TrainConfig;
+use saddle_training::{MemoryPlan, RunShapes};
+use std::path::Path;
+
+const GIB: f64 = (1u64 << 30) as f64;
+
+pub(super) fn train(args: &TrainArgs) -> Result<(), Failure> {
+    let run = |config: &TrainConfig, run: &_| stages::policy_training(config, run, None).map(|()| Vec::new());
+    if !args.stage.dry_run {
+        return stage(&args.stage, "train", run);
+    }
+    let config: TrainConfig = config::load(&args.stage.config, &args.stage.overrides)?;
+    let memory = match (shapes(&config, args.shape.as_deref()), args.device_memory_gib) {
+        (Ok(shapes), room_gib) => {
+            let plan = MemoryPlan::new(&config, &shapes)?;
+            format!("{plan}{}", room(&plan, room_gib)?)
+        }
+        (Err(Failure::Usage(reason)), None) => format!("memory is not estimated: {reason}"),
+        (Err(failure), _) => return Err(failure),
+    };
+    stage(&args.stage, "train", run)?;
+    let plan = if config.is_asynchronous() { Plan::from(&config).to_string() } else { String::new() };
+    plan.lines().chain(memory.lines()).for_each(|line| print(format!("# {line}")));
+    Ok(())
+}
+
+/// The shapes of the models that `config` names; `assumed` is that of those that are not there yet.
+fn shapes(config: &TrainConfig, assumed: Option<&Path>) -> Result<RunShapes, Failure> {
+    let assumed = assumed.map(DecoderConfig::read).transpose()?;
+    let shape = |model: &Path| {
+        let path = model.join(CONFIG_FILE);
+        match &assumed {
+            Some(assumed) if !path.is_file() => Ok(assumed.clone()),
+            None if !path.is_file() => Err(Failure::usage(format!(
+                "there is no {}; --shape FILE gives the shape of models that are to come",
+                path.display()
+            ))),
+            _ => Ok(DecoderConfig::read(&path)?),
+        }
+    };
+    Ok(RunShapes {
+        policy: shape(&config.policy.from)?,
+        reward: shape(&config.reward_model.from)?,
+        costs: config.constraints.values().map(|each| shape(&each.from)).collect::<Result<_, _>>()?,
+    })
+}
+
+/// Says that every device has room for a plan; refuses one that needs more than `device_gib` somewhere.
+fn room(plan: &MemoryPlan, device_gib: Option<f64>) -> Result<String, Failure> {
+    let Some(device_gib) = device_gib else { return Ok(String::new()) };
+    let full = plan.devices().into_iter().find(|(_, bytes)| *bytes as f64 > device_gib * GIB);
+    let Some((device, bytes)) = full else { return Ok(format!("fits: every device has {device_gib} GiB")) };
+    let needed = bytes as f64 / GIB;
+    Err(Failure::usage(format!(
+        "{device} has {device_gib} GiB, and the run needs about {needed:.2}:\n{plan}lower generation.rows or ppo.micro_batch_tokens, share a critic by critics.layout = \"two_headed\", or train adapters by [lora]"
+    )))
+}
