@@ -6,8 +6,8 @@ use proptest::prelude::*;
 use saddle_core::{PolicyVersion, Prompt, PromptOrdinal};
 use saddle_lm::{
     ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, AdamW, AdamWConfig, Architecture, DecodeSettings, DecoderConfig, Import,
-    LoraConfig, ModelCard, ModelDirectory, ModelKind, Policy, Sampling, ScoreModel, SequenceBatch, Tokenizer, generate,
-    read_safetensors, sha256_of_tensors, train_bpe, write_adapter, write_safetensors,
+    LoraConfig, ModelCard, ModelDirectory, ModelKind, Policy, Precision, Sampling, ScoreModel, SequenceBatch,
+    Tokenizer, generate, read_safetensors, sha256_of_tensors, train_bpe, write_adapter, write_safetensors,
 };
 use std::collections::BTreeMap;
 use std::fs;
@@ -178,7 +178,8 @@ fn an_adapted_policy_decodes_as_it_computes() {
         let policy = Policy::fresh(config(architecture, true), 1, Device::Cpu).unwrap();
         let adapted = taught(&policy, &lora(3, &[]));
         let sampling = Sampling { temperature: 1.0, top_k: 0, top_p: 1.0 };
-        let settings = DecodeSettings { sampling, max_new_tokens: 9, stop_tokens: vec![2], seed: 7 };
+        let settings =
+            DecodeSettings { sampling, max_new_tokens: 9, stop_tokens: vec![2], seed: 7, precision: Precision::F32 };
         let prompts = (0..6).map(|ordinal| Prompt {
             ordinal: PromptOrdinal(ordinal),
             tokens: vec![5, 9 + ordinal as i64],
