@@ -150,6 +150,7 @@ impl DecodingWeights {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::small_model::config;
     use crate::{Architecture, DecoderConfig};
 
     fn policy(architecture: Architecture) -> Policy {
@@ -158,19 +159,13 @@ mod tests {
             vocab_size: 29,
             hidden_size: 24,
             intermediate_size: 40,
-            num_hidden_layers: 2,
             num_attention_heads: 4,
             num_key_value_heads: if architecture == Architecture::Gpt2 { 4 } else { 2 },
             head_dim: None,
             max_position_embeddings: 32,
-            rms_norm_eps: 1e-5,
-            rope_theta: 10_000.0,
-            rope_scaling: None,
             sliding_window: (architecture == Architecture::Mistral).then_some(4),
             tie_word_embeddings: architecture != Architecture::Qwen2,
-            bos_token_id: None,
-            eos_token_ids: vec![2],
-            pad_token_id: None,
+            ..config()
         };
         Policy::fresh(config, 5, Device::Cpu).unwrap()
     }

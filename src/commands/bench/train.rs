@@ -57,7 +57,7 @@ pub(in crate::commands) fn train(args: &BenchTrainArgs) -> Result<(), Failure> {
         costs: vec![scorer(ModelKind::Cost, 2)?],
     };
     let scorers = [&judges.reward.model, &judges.costs[0].model];
-    let critics = CriticSet::new(&config.critics, config.lora.as_ref(), &scorers, config.run.seed, device)?;
+    let critics = CriticSet::new(&config.critics, None, &scorers, config.run.seed, device)?;
     let (length, vocabulary) = (args.prompt_tokens as u64, policy.config().vocab_size as u64);
     let prompt = |ordinal: PromptOrdinal| Prompt {
         ordinal,
