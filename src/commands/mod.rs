@@ -66,7 +66,13 @@ fn stage<C: Serialize + DeserializeOwned + Validate>(
     }
     let path = args.run.clone().unwrap_or_else(|| PathBuf::from("runs").join(name));
     let run = run::begin(&path, args.overwrite, &config)?;
-    let figures = train(&config, &run)?;
+    let figures = match train(&config, &run) {
+        Ok(figures) => figures,
+        Err(failure) => {
+            run.remove_unless_begun()?;
+            return Err(failure);
+        }
+    };
     let peak = saddle_store::peak_memory_bytes();
     let mut details =
         vec![("model", run.model_path().display().to_string()), ("weights_hash", weights_hash(&run.model_path())?)];

@@ -108,13 +108,10 @@ fn an_override_that_makes_no_sense_is_refused() {
 fn a_fresh_model_needs_a_shape_that_can_be_built() {
     let bench = Workbench::new();
     bench.refuse(&format!("{SFT} --set model.shape.heads=3"), &["model.shape: this decoder cannot be built", "3"]);
-    bench.refuse(&format!("{SFT} --overwrite --set model.from=fixture/sft/model"), &["model.from: say either"]);
+    bench.refuse(&format!("{SFT} --set model.from=fixture/sft/model"), &["model.from: say either"]);
+    bench.refuse(&format!("{SFT} --set model.tokenizer.train_vocabulary=300"), &["model.tokenizer: say either"]);
     bench.refuse(
-        &format!("{SFT} --overwrite --set model.tokenizer.train_vocabulary=300"),
-        &["model.tokenizer: say either"],
-    );
-    bench.refuse(
-        &format!("{SFT} --overwrite --set model.tokenizer={{train_vocabulary=10}}"),
+        &format!("{SFT} --set model.tokenizer={{train_vocabulary=10}}"),
         &["a byte-level vocabulary must have", "not 10"],
     );
 }
@@ -167,7 +164,7 @@ fn a_model_that_is_not_there_is_refused_with_its_path() {
     bench.refuse("generate --model nowhere", &["nowhere: no such directory"]);
     bench.refuse("score --model fixture/world", &["fixture/world: holds no config.json"]);
     bench.refuse(&format!("{TRAIN} --set policy.from=nowhere"), &["nowhere: no such directory"]);
-    bench.refuse(&format!("{REWARD_MODEL} --overwrite --set model.from=nowhere"), &["nowhere: no such directory"]);
+    bench.refuse(&format!("{REWARD_MODEL} --set model.from=nowhere"), &["nowhere: no such directory"]);
 }
 
 #[test]
@@ -262,7 +259,7 @@ fn a_data_file_that_is_not_there_is_refused_with_its_path() {
         ("fixture", "fixture is not a file"),
         ("recipes/sft.toml", "cannot tell the layout of recipes/sft.toml from its name"),
     ] {
-        let command = format!("{SFT} --overwrite --set data.train=[{{path=\"{file}\",format=\"alpaca\"}}]");
+        let command = format!("{SFT} --set data.train=[{{path=\"{file}\",format=\"alpaca\"}}]");
         bench.refuse(&command, &[expected]);
     }
 }

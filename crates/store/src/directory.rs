@@ -37,22 +37,38 @@ impl RunDirectory {
             return Ok(run);
         }
         let run = RunDirectory::open(run.path)?;
-        // The configuration marks the directory as a run: it goes last, so that an interrupted
-        // removal can be repeated.
-        let parts = [
-            run.machine_path(),
-            run.metrics_path(),
-            run.tensorboard_path(),
-            run.model_path(),
-            run.adapter_path(),
-            run.responses_path(),
-            run.report_path(),
-            run.config_path(),
-        ];
-        for part in &parts {
-            remove(part)?;
-        }
+        run.clear()?;
         Ok(run)
+    }
+
+    /// Removes the run if nothing has come of it: it has no metrics and no model. Files that are not a run's stay, and the
+    /// directory with them.
+    pub fn remove_unless_begun(self) -> Result<(), StoreError> {
+        let metrics = fs::metadata(self.metrics_path()).map_or(0, |metadata| metadata.len());
+        if metrics > 0 || self.model_path().is_dir() {
+            return Ok(());
+        }
+        self.clear()?;
+        if self.is_empty()? {
+            fs::remove_dir(&self.path).map_err(StoreError::io(&self.path))?;
+        }
+        Ok(())
+    }
+
+    /// Removes the files of the run. The configuration marks the directory as a run: it goes last, so that an interrupted
+    /// removal can be repeated.
+    fn clear(&self) -> Result<(), StoreError> {
+        let parts = [
+            self.machine_path(),
+            self.metrics_path(),
+            self.tensorboard_path(),
+            self.model_path(),
+            self.adapter_path(),
+            self.responses_path(),
+            self.report_path(),
+            self.config_path(),
+        ];
+        parts.iter().try_for_each(|part| remove(part))
     }
 
     /// Opens the directory of a run that was made before.
@@ -203,6 +219,29 @@ mod tests {
         RunDirectory::overwrite(folder.path()).unwrap();
         let left: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
         assert_eq!(left, ["notes.txt"]);
+    }
+
+    #[test]
+    fn a_run_that_nothing_has_come_of_is_removed_and_any_other_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let begin = |name: &str| {
+            let run = RunDirectory::create(folder.path().join(name)).unwrap();
+            run.write_config("seed = 1").unwrap();
+            (run.start_metrics().unwrap(), run)
+        };
+        let (_, empty) = begin("empty");
+        empty.remove_unless_begun().unwrap();
+        let (mut log, begun) = begin("begun");
+        log.record(1, &[("loss", 0.5)]).unwrap();
+        begun.remove_unless_begun().unwrap();
+        let (_, annotated) = begin("annotated");
+        fs::write(annotated.path().join("notes.txt"), "mine").unwrap();
+        annotated.remove_unless_begun().unwrap();
+
+        let is_there = |path: &str| folder.path().join(path).is_file();
+        assert!(!folder.path().join("empty").is_dir());
+        assert!(is_there("begun/config.toml") && is_there("begun/metrics.jsonl"));
+        assert!(is_there("annotated/notes.txt") && !is_there("annotated/config.toml"));
     }
 
     #[test]

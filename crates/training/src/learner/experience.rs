@@ -68,7 +68,9 @@ impl Learner {
     ) -> Result<(Experience<'a>, Option<Forward>), TrainingError> {
         let (outlook, shared) = self.outlook(rollouts, 1 + lambdas.len())?;
         let section = &self.config.correction;
-        let off_policy = OffPolicy::measure(rollouts, self.version, (&outlook.proximal, &outlook.mask), section)?;
+        let precision = &self.config.precision;
+        let sampled_by = (self.version, precision.generation == precision.learning);
+        let off_policy = OffPolicy::measure(rollouts, sampled_by, (&outlook.proximal, &outlook.mask), section)?;
         let log_prob_gap = self.log_prob_gap(rollouts, &outlook.proximal);
         let returns = self.returns(rollouts, lambdas.len(), &outlook, &off_policy)?;
         let advantages = self.advantages(&returns, lambdas, &outlook.mask)?;

@@ -3,7 +3,8 @@
 //! The log-probs that sampling recorded differ from recomputed ones in the last digits, even under equal weights: the
 //! one decodes a token at a time, the other reads whole sequences. A rollout that the current weights have sampled
 //! throughout therefore counts with μ := π_k, so that its weights are one to the bit, and where all rollouts are of
-//! this kind there is nothing to correct and no weights are made: the update is that of plain PPO.
+//! this kind there is nothing to correct and no weights are made: the update is that of plain PPO. Where generation computes
+//! in another precision than learning, μ is another policy even under equal weights, and every rollout is corrected.
 
 use crate::TrainingError;
 use crate::config::CorrectionSection;
@@ -11,7 +12,7 @@ use crate::grid::Grid;
 use saddle_algorithms::weights::{ImportanceWeights, WeightSummary, importance_weights};
 use saddle_core::{PolicyVersion, ScoredRollout};
 
-/// What a batch without any stale token comes to.
+/// What a batch of the current policy comes to.
 const ON_POLICY: WeightSummary = WeightSummary {
     mean_weight: 1.0,
     max_weight: 1.0,
@@ -26,27 +27,29 @@ const ON_POLICY: WeightSummary = WeightSummary {
 pub(super) struct OffPolicy {
     /// Versions that each rollout's oldest token is behind.
     pub(super) lags: Vec<u64>,
-    /// None where no token is stale.
+    /// None where nothing is to be corrected.
     pub(super) weights: Option<ImportanceWeights<f32>>,
     pub(super) summary: WeightSummary,
 }
 
 impl OffPolicy {
     /// Measures `rollouts` against the weights of `version`, under which their tokens' log-probs are `proximal`.
+    /// `same_policy` says that equal weights make μ and π_k one policy.
     pub(super) fn measure(
         rollouts: &[ScoredRollout],
-        version: PolicyVersion,
+        (version, same_policy): (PolicyVersion, bool),
         (proximal, mask): (&Grid, &[bool]),
         section: &CorrectionSection,
     ) -> Result<Self, TrainingError> {
         let oldest = rollouts.iter().map(|each| each.rollout.oldest_version().unwrap_or(version));
         let lags: Vec<u64> = oldest.map(|oldest| version.0.saturating_sub(oldest.0)).collect();
-        if lags.iter().all(|lag| *lag == 0) {
+        let on_policy = |lag: &u64| *lag == 0 && same_policy;
+        if lags.iter().all(on_policy) {
             return Ok(Self { lags, weights: None, summary: ON_POLICY });
         }
-        let behaviour = rollouts.iter().zip(&lags).enumerate().map(|(row, (each, lag))| match lag {
-            0 => &proximal.values[row * proximal.width..][..each.rollout.tokens.len()],
-            _ => each.rollout.log_probs.as_slice(),
+        let behaviour = rollouts.iter().zip(&lags).enumerate().map(|(row, (each, lag))| match on_policy(lag) {
+            true => &proximal.values[row * proximal.width..][..each.rollout.tokens.len()],
+            false => each.rollout.log_probs.as_slice(),
         });
         let behaviour = Grid::from_rows(behaviour, proximal.width);
         let weights =

@@ -136,6 +136,14 @@ fn a_stale_batch_is_measured_and_corrected() {
 }
 
 #[test]
+fn a_fresh_rollout_is_corrected_where_generation_computes_in_another_precision() {
+    let recorded = rollouts(0, |_| 0.05);
+    let weight = |more: &str| metric(&learner(more).update(&recorded, &[0.5]).unwrap(), "importance_weight_max");
+    assert_eq!(weight(""), 1.0);
+    assert!((weight("precision.generation = \"bf16\"") - (-0.05f64).exp()).abs() < 1e-4);
+}
+
+#[test]
 fn bf16_learning_follows_the_gradient_of_f32() {
     let recorded = rollouts(0, |_| 0.0);
     let gradient = |more: &str| {
