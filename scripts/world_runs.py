@@ -1,7 +1,11 @@
 """What the benches on the embedded world share: training a policy from a demo run's recipe, and gold scores of its answers."""
 import json
+import os
 import subprocess
 import tomllib
+
+# OpenMP's waiting threads sleep instead of spinning, as the Makefile has it.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 RESPONSES = 1024
 MEASURED = ("gold_helpfulness", "gold_harm", "unsafe")

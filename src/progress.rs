@@ -16,6 +16,7 @@ pub(crate) struct Progress {
     shown: &'static [&'static str],
     log: MetricsLog,
     bar: Option<ProgressBar>,
+    waits: String,
     failure: Option<StoreError>,
 }
 
@@ -31,7 +32,7 @@ impl Progress {
             let style = ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar());
             ProgressBar::no_length().with_style(style).with_prefix(stage)
         });
-        Ok(Self { stage, shown, log: run.start_metrics()?, bar, failure: None })
+        Ok(Self { stage, shown, log: run.start_metrics()?, bar, waits: String::new(), failure: None })
     }
 
     /// Ends the display, and says if the log could not be written.
@@ -60,7 +61,8 @@ impl Observer for Progress {
             .iter()
             .filter(|(name, _)| self.shown.contains(name))
             .map(|(name, value)| format!("{name} {value:.3}"));
-        let shown = shown.collect::<Vec<_>>().join("  ");
+        let waits = Some(std::mem::take(&mut self.waits)).filter(|waits| !waits.is_empty());
+        let shown = shown.chain(waits).collect::<Vec<_>>().join("  ");
         match &self.bar {
             Some(bar) => {
                 bar.set_length(steps);
@@ -72,6 +74,10 @@ impl Observer for Progress {
             }
             None => {}
         }
+    }
+
+    fn waits(&mut self, text: &str) {
+        text.clone_into(&mut self.waits);
     }
 
     fn note(&mut self, message: &str) {

@@ -11,9 +11,10 @@ use crate::desk::Settled;
 use crate::engine::{EngineError, Engines, Learn};
 use crate::shared::{Next, Run, StageError, Work, lock};
 use crate::work::{CostReport, Group, Item, Update};
-use saddle_core::{PolicyVersion, ScoredRollout};
+use saddle_core::{PolicyVersion, PromptOrdinal, ScoredRollout};
 use saddle_flow::invariants::{self, Invariant};
 use saddle_flow::{FlowError, Outcome, Receiver, Sender, Stage};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -25,7 +26,8 @@ pub(crate) struct Learner<E: Engines> {
     input: Receiver<Group<ScoredRollout>>,
     costs: Sender<CostReport>,
     updates: Sender<Update>,
-    held: Vec<Item<ScoredRollout>>,
+    /// Rollouts that wait for their batch.
+    held: BTreeMap<PromptOrdinal, Item<ScoredRollout>>,
     last_input: Instant,
 }
 
@@ -36,22 +38,28 @@ impl<E: Engines> Learner<E> {
         costs: Sender<CostReport>,
         updates: Sender<Update>,
     ) -> Self {
-        Self { run, input, costs, updates, held: Vec::new(), last_input: Instant::now() }
+        Self { run, input, costs, updates, held: BTreeMap::new(), last_input: Instant::now() }
     }
 
     /// Takes in rollouts. A long time without any is an error, however short each wait is.
     fn take_in(&mut self, stage: &Stage) -> Result<bool, FlowError> {
         match self.input.recv(&stage.with_patience(LOOK)) {
             Ok(Some(group)) => {
-                self.held.extend(group.0);
+                // A void attempt must not take the place of the one that counts.
+                let current = group.0.into_iter().filter(|item| item.ticket.is_current());
+                self.held.extend(current.map(|item| (item.load.rollout.prompt.ordinal, item)));
                 self.last_input = stage.clock().now();
                 Ok(true)
             }
             Ok(None) => Ok(false),
             Err(FlowError::Deadline { at, .. }) => {
                 let patience = stage.patience();
-                let waited = stage.clock().now().saturating_duration_since(self.last_input);
-                if waited > patience { Err(FlowError::Deadline { at, patience }) } else { Ok(true) }
+                let now = stage.clock().now();
+                if now.saturating_duration_since(self.last_input) <= patience {
+                    return Ok(true);
+                }
+                self.last_input = now;
+                Err(FlowError::Deadline { at, patience })
             }
             Err(error) => Err(error),
         }
@@ -60,15 +68,13 @@ impl<E: Engines> Learner<E> {
     /// Drops what is void or too old.
     fn sift(&mut self, version: PolicyVersion) {
         let bound = self.run.plan.schedule.staleness as u64;
-        for item in std::mem::take(&mut self.held) {
-            if invariants::staleness_within(version, oldest(&item.load, version), bound) {
-                self.held.push(item);
-            } else {
-                // A void ticket's prompt is somebody else's by now.
-                drop(item.ticket.settle(Outcome::DroppedStale));
-            }
+        let is_old = |item: &Item<_>| !invariants::staleness_within(version, oldest(&item.load, version), bound);
+        let old: Vec<_> = self.held.iter().filter(|(_, item)| is_old(item)).map(|(&ordinal, _)| ordinal).collect();
+        for item in old.iter().filter_map(|ordinal| self.held.remove(ordinal)) {
+            // A void ticket's prompt is somebody else's by now.
+            drop(item.ticket.settle(Outcome::DroppedStale));
         }
-        self.held.retain(|item| item.ticket.is_current());
+        self.held.retain(|_, item| item.ticket.is_current());
     }
 
     /// The batch for `version`, once it is whole.
@@ -81,28 +87,25 @@ impl<E: Engines> Learner<E> {
         }
         if plan.in_lockstep() {
             let drawn = counts.drawn == (version.0 + 1) * size as u64;
-            return (drawn && everything).then(|| std::mem::take(&mut self.held));
+            return (drawn && everything).then(|| std::mem::take(&mut self.held).into_values().collect());
         }
         if self.held.len() < size {
             return None;
         }
-        let ordinal = |item: &Item<ScoredRollout>| item.load.rollout.prompt.ordinal;
-        self.held.sort_by_key(ordinal);
-        let next = self.run.ledger.unfinished().into_iter().take(size);
-        let whole = self.held.iter().zip(next).all(|(item, next)| ordinal(item) == next);
-        whole.then(|| self.held.drain(..size).collect())
+        let next = self.run.ledger.unfinished(size);
+        let whole = next.iter().all(|ordinal| self.held.contains_key(ordinal));
+        whole.then(|| next.iter().filter_map(|ordinal| self.held.remove(ordinal)).collect())
     }
 
     /// At the end of a drain, rollouts are left that make no batch.
     fn fail_the_rest(&mut self) {
         if self.run.drain.is_cancelled() && self.held.len() as u64 == self.run.ledger.counts().open {
-            self.held.drain(..).for_each(|item| drop(item.ticket.settle(Outcome::Failed)));
+            std::mem::take(&mut self.held).into_values().for_each(|item| drop(item.ticket.settle(Outcome::Failed)));
         }
     }
 
     /// Ends the prompts of a batch and puts it on the desk. Where one of them is void, the others go back.
-    fn settle(&mut self, mut items: Vec<Item<ScoredRollout>>, version: PolicyVersion) -> Result<(), EngineError> {
-        items.sort_by_key(|item| item.load.rollout.prompt.ordinal);
+    fn settle(&mut self, items: Vec<Item<ScoredRollout>>, version: PolicyVersion) -> Result<(), EngineError> {
         let few = self.run.plan.minimum_rollouts.max(1);
         if items.len() < few {
             return Err(EngineError::Fatal(format!(
@@ -208,6 +211,6 @@ impl<E: Engines> Work for Learner<E> {
     }
 
     fn leave(&mut self) {
-        self.held.drain(..).for_each(|item| item.ticket.give_back());
+        std::mem::take(&mut self.held).into_values().for_each(|item| item.ticket.give_back());
     }
 }

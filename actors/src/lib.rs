@@ -13,7 +13,8 @@
 //! |---|---|
 //! | `source` `generator` `scorer` `join` `multiplier` `learner` | one stage each: what it does in a step |
 //! | `stage_host` | a stage's thread and its control face |
-//! | `supervisor` `restarts` | who replaces, scales and ends |
+//! | `supervisor` `restarts` `standstill` | who replaces, scales, pauses and ends |
+//! | [`Remote`] | commands to them |
 //! | [`engine`] | what stages compute with, as traits; [`model`] over tensors, [`fake`] over time |
 //! | `desk` | what the learner works on, kept apart from its thread |
 //! | `wiring` [`System`] | how stages are put together; a run from start to end |
@@ -32,12 +33,14 @@ mod meters;
 pub mod model;
 mod multiplier;
 mod plan;
+mod remote;
 mod restarts;
 mod role;
 mod scorer;
 mod shared;
 mod source;
 mod stage_host;
+mod standstill;
 mod supervisor;
 mod system;
 mod wiring;
@@ -45,6 +48,7 @@ mod work;
 
 pub use messages::{Cause, Report, StageFailure, StageReport};
 pub use plan::Plan;
+pub use remote::{OrderError, Remote};
 pub use role::Role;
 pub use system::{Event, Remains, StartError, System, follow};
 pub use work::Update;

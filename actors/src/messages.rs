@@ -2,6 +2,7 @@
 
 use crate::Role;
 use crate::shared::Start;
+use crate::standstill::Standstill;
 use ractor::{ActorRef, Message, RpcReplyPort};
 use saddle_flow::{Activity, Reason, Stage};
 use std::sync::Arc;
@@ -68,6 +69,7 @@ pub(crate) struct Casting {
     pub(crate) index: usize,
     pub(crate) start: Start,
     pub(crate) paused: bool,
+    pub(crate) standstill: Arc<Standstill>,
 }
 
 /// To the supervisor.

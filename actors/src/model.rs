@@ -140,10 +140,20 @@ impl Engines for ModelEngines {
 
     fn enter(&self, role: Role) -> Result<(), EngineError> {
         let Some(placement) = self.placement(role) else { return Ok(()) };
+        if role != Role::Learner {
+            stand_back(self.config.placement.nice)?;
+        }
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let threads = self.config.stage_threads(placement, cores);
         saddle_libtorch::set_threads(threads).map_err(|error| EngineError::Fatal(error.to_string()))
     }
+}
+
+/// Leaves busy cores to others, from this thread and those that it starts.
+fn stand_back(nice: i32) -> Result<(), EngineError> {
+    let refused = |error| EngineError::Fatal(format!("placement.nice = {nice}: {error}"));
+    // Of a thread, not of the process: Linux keeps priorities by thread.
+    rustix::process::nice(nice).map(drop).map_err(refused)
 }
 
 /// Decodes with a key-value cache.

@@ -2,11 +2,12 @@
 //! learner is about to use it.
 //!
 //! Costs and the learner's requests come by one edge, in order: the costs of a batch are in the estimate that its update
-//! reads. What it knows outlives its thread.
+//! reads. What it knows outlives its thread. DUAL-1 and DUAL-2 are checked at each step.
 
 use crate::engine::Engines;
 use crate::shared::{Multipliers, Next, Run, StageError, Work, lock};
 use crate::work::CostReport;
+use saddle_flow::invariants::{self, Invariant};
 use saddle_flow::{Receiver, Stage};
 use saddle_training::move_multipliers;
 use std::sync::Arc;
@@ -29,8 +30,17 @@ impl<E: Engines> Work for Multiplier<E> {
             // A learner that was restarted asks again for a step that was made.
             CostReport::Step { version, .. } if self.run.multipliers.version() > version.0 => {}
             CostReport::Step { version, delay_versions } => {
+                let before: Vec<_> =
+                    duals.iter().map(|dual| (dual.multiplier(), dual.cost_estimate(version))).collect();
                 let mut metrics = Vec::new();
                 let values = move_multipliers(&mut duals, version, delay_versions, &mut metrics);
+                for (dual, (before, estimate)) in duals.iter().zip(before) {
+                    let after = dual.multiplier();
+                    let bounded = invariants::lambda_within(after, dual.maximum_multiplier());
+                    invariants::check(Invariant::Dual1, bounded);
+                    let moved = invariants::lambda_moved_by_a_finite_cost(before, after, estimate);
+                    invariants::check(Invariant::Dual2, moved);
+                }
                 drop(duals);
                 self.run.multipliers.publish(version.0 + 1, Multipliers { values, metrics })?;
             }

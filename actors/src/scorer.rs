@@ -9,6 +9,7 @@ use crate::meters::ScorerMeters;
 use crate::shared::{Next, Run, StageError, Work};
 use crate::work::{CostReport, Group, Item, Judged, send};
 use saddle_core::Rollout;
+use saddle_flow::invariants::{self, Invariant};
 use saddle_flow::{FlowError, Receiver, Sender, Stage};
 use saddle_training::config::seconds;
 use std::sync::Arc;
@@ -67,7 +68,9 @@ impl<E: Engines> Scorer<E> {
             return Ok(());
         };
         let whole = |verdict: &Verdict| if let Verdict::Whole(cost) = verdict { Some(*cost) } else { None };
-        let costs = verdicts.iter().filter_map(whole).collect();
+        let costs: Vec<f32> = verdicts.iter().filter_map(whole).collect();
+        let all = invariants::costs_estimated_before_filters(verdicts.len() as u64, costs.len() as u64);
+        invariants::check(Invariant::Dual3, all);
         let version = self.run.weights.version();
         Ok(self.costs.send(CostReport::Scored { constraint, version, costs }, stage)?)
     }

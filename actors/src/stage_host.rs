@@ -7,6 +7,7 @@
 use crate::engine::EngineError;
 use crate::messages::{Casting, Cause, Control, Exit, Failure, tell};
 use crate::shared::{Next, StageError, Start, Work};
+use crate::standstill::Standstill;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use saddle_flow::{FlowError, Latest, Stage};
 use std::any::Any;
@@ -29,11 +30,11 @@ impl Actor for Face {
     type Arguments = Casting;
 
     async fn pre_start(&self, myself: ActorRef<Control>, casting: Casting) -> Result<Thread, ActorProcessingErr> {
-        let Casting { stage, index, start, paused } = casting;
+        let Casting { stage, index, start, paused, standstill } = casting;
         let pause = Latest::new("pause", 0, paused);
         let thread = Thread { stage: stage.clone(), pause: pause.clone() };
         thread::Builder::new().name(stage.name().to_owned()).spawn(move || {
-            let exit = run(&stage, index, &start, &pause);
+            let exit = run(&stage, index, &start, &pause, &standstill);
             drop(start);
             tell(&myself, Control::Ended(exit));
         })?;
@@ -57,7 +58,7 @@ impl Actor for Face {
 }
 
 /// The life of the thread.
-fn run(stage: &Stage, index: usize, start: &Start, pause: &Latest<u64, bool>) -> Exit {
+fn run(stage: &Stage, index: usize, start: &Start, pause: &Latest<u64, bool>, standstill: &Standstill) -> Exit {
     let mut work = match catch_unwind(AssertUnwindSafe(|| start(index))) {
         Ok(Ok(work)) => work,
         Ok(Err(error)) => return ended(error),
@@ -67,6 +68,11 @@ fn run(stage: &Stage, index: usize, start: &Start, pause: &Latest<u64, bool>) ->
         match catch_unwind(AssertUnwindSafe(|| step(work.as_mut(), stage, pause))) {
             Ok(Ok(Next::Continue)) => stage.pulse().beat(),
             Ok(Ok(Next::Done)) => break Exit::Left,
+            Ok(Err(StageError::Flow(FlowError::Deadline { patience, .. })))
+                if standstill.excuses(patience, stage.clock().now()) =>
+            {
+                stage.pulse().beat();
+            }
             Ok(Err(error)) => break ended(error),
             Err(panic) => break panicked(panic.as_ref()),
         }

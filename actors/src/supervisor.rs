@@ -10,6 +10,7 @@ use crate::meters::Meters;
 use crate::restarts::Restarts;
 use crate::shared::Starts;
 use crate::stage_host::Face;
+use crate::standstill::Standstill;
 use crate::{Plan, Role};
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, RpcReplyPort, SupervisionEvent};
 use saddle_flow::{Activity, Cancel, Ledger, Stage};
@@ -41,7 +42,7 @@ pub(crate) struct Supervisor;
 pub(crate) struct State {
     company: Company,
     slots: BTreeMap<(Role, usize), Slot>,
-    paused: BTreeMap<Role, bool>,
+    standstill: Arc<Standstill>,
     failures: VecDeque<StageFailure>,
     restarts: u64,
     /// Looks at which the learner was busy, and those of them at which a generator was too.
@@ -86,8 +87,8 @@ impl Actor for Supervisor {
 
     async fn pre_start(&self, myself: ActorRef<Order>, company: Company) -> Result<State, ActorProcessingErr> {
         let stages = company.plan.stages();
-        let (slots, paused, failures) = Default::default();
-        let mut state = State { company, slots, paused, failures, restarts: 0, looks: (0, 0) };
+        let (slots, standstill, failures) = Default::default();
+        let mut state = State { company, slots, standstill, failures, restarts: 0, looks: (0, 0) };
         for (role, count) in stages {
             for index in 0..count {
                 state.start(&myself, role, index).await;
@@ -111,7 +112,7 @@ impl Actor for Supervisor {
                 answer(reply, outcome);
             }
             Order::Pause { role, paused } => {
-                state.paused.insert(role, paused);
+                state.standstill.set(role, paused, Instant::now());
                 for face in state.faces(role) {
                     tell(face, Control::Pause(paused));
                 }
@@ -166,8 +167,8 @@ impl State {
         let Some(start) = self.company.starts.get(&role).cloned() else { return };
         let name = format!("{}-{index}", self.company.plan.name(role));
         let stage = Stage::new(name, self.company.root.child(), self.company.plan.patience());
-        let paused = self.paused.get(&role).copied().unwrap_or(false);
-        let casting = Casting { stage: stage.clone(), index, start, paused };
+        let (paused, standstill) = (self.standstill.includes(role), Arc::clone(&self.standstill));
+        let casting = Casting { stage: stage.clone(), index, start, paused, standstill };
         let face = match Actor::spawn_linked(None, Face, casting, myself.get_cell()).await {
             Ok((face, _)) => face,
             Err(error) => {

@@ -2,14 +2,14 @@
 //! in order.
 
 use crate::engine::{EngineError, Engines};
-use crate::messages::{Order, Report};
+use crate::messages::Report;
 use crate::meters::Meters;
 use crate::shared::{Run, lock};
 use crate::supervisor::{Company, Supervisor};
 use crate::wiring::{Wiring, wire};
 use crate::work::Update;
-use crate::{Plan, Role};
-use ractor::{Actor, ActorRef, RpcReplyPort};
+use crate::{OrderError, Plan, Remote, Role};
+use ractor::Actor;
 use saddle_core::PolicyVersion;
 use saddle_flow::{Counts, EdgeStats, FlowError, Reason, Receiver, Stage, invariants};
 use saddle_telemetry::Telemetry;
@@ -19,13 +19,10 @@ use std::time::{Duration, Instant};
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::task::JoinHandle;
 
-/// For a question to the supervisor.
-const ANSWER: Duration = Duration::from_secs(30);
-
 /// A run under way. Dropped, it leaves at once.
 pub struct System<E: Engines> {
     run: Arc<Run<E>>,
-    supervisor: ActorRef<Order>,
+    remote: Remote,
     supervised: Option<JoinHandle<()>>,
     updates: Receiver<Update>,
     edges: Vec<Arc<EdgeStats>>,
@@ -93,7 +90,9 @@ impl<E: Engines> System<E> {
         let spawned = runtime.block_on(Actor::spawn(None, Supervisor, company));
         let (supervisor, supervised) = spawned.map_err(|error| control(&error))?;
         let program = Stage::new("program", run.root.child(), run.plan.patience());
-        Ok(Self { run, supervisor, supervised: Some(supervised), updates, edges, program, runtime })
+        let remote =
+            Remote { supervisor, ledger: run.ledger.clone(), drain: run.drain.clone(), plan: run.plan.clone() };
+        Ok(Self { run, remote, supervised: Some(supervised), updates, edges, program, runtime })
     }
 
     /// The next update, for at most `patience`. To be called again and again: the learner waits for its updates to be
@@ -120,10 +119,21 @@ impl<E: Engines> System<E> {
         (self.run.is_over() || (drained && idle)) && self.updates.stats().read().items == 0
     }
 
-    /// Begins the drain: no new prompt is drawn, what is under way ends as it will, and [`Event::Over`] follows.
+    /// Commands to the run, from other threads and from tasks.
+    #[must_use]
+    pub fn remote(&self) -> &Remote {
+        &self.remote
+    }
+
+    /// [`Remote::drain`]; [`Event::Over`] follows.
     pub fn drain(&self) {
-        self.run.ledger.close();
-        self.run.drain.cancel("the run drains");
+        self.remote.drain();
+    }
+
+    /// Whether the run drains.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.run.drain.is_cancelled()
     }
 
     /// Ends the run now, with a reason.
@@ -131,34 +141,20 @@ impl<E: Engines> System<E> {
         self.run.root.cancel(reason);
     }
 
-    /// Has so many stages of a role from now on.
+    /// [`Remote::scale`].
     ///
     /// # Errors
-    /// The reason for which it cannot.
-    pub fn scale(&self, role: Role, count: usize) -> Result<(), String> {
-        self.ask(|reply| Order::Scale { role, count, reply })?
+    /// [`OrderError`].
+    pub fn scale(&self, role: Role, count: usize) -> Result<(), OrderError> {
+        self.runtime.block_on(self.remote.scale(role, count))
     }
 
-    /// Lets the stages of a role stand still before their next step, or go on.
+    /// [`Remote::observe`].
     ///
     /// # Errors
-    /// If the supervisor is gone.
-    pub fn pause(&self, role: Role, paused: bool) -> Result<(), String> {
-        self.supervisor.send_message(Order::Pause { role, paused }).map_err(|error| error.to_string())
-    }
-
-    /// How the stages are.
-    ///
-    /// # Errors
-    /// If the supervisor is gone.
-    pub fn observe(&self) -> Result<Report, String> {
-        self.ask(Order::Observe)
-    }
-
-    fn ask<T: Send + 'static>(&self, order: impl FnOnce(RpcReplyPort<T>) -> Order) -> Result<T, String> {
-        let answer = self.runtime.block_on(self.supervisor.call(order, Some(ANSWER)));
-        let answer = answer.map_err(|error| error.to_string())?;
-        answer.success_or_else(|| "the supervisor does not answer: the run is over".to_owned())
+    /// [`OrderError::Gone`].
+    pub fn observe(&self) -> Result<Report, OrderError> {
+        self.runtime.block_on(self.remote.observe())
     }
 
     /// The edges' counters.

@@ -82,12 +82,10 @@ impl<T> Group<T> {
     }
 }
 
-/// Sends a group. A stage that is told to leave meanwhile is not to blame for what it could not send.
+/// Sends a group. What could not be sent is not to blame for it.
 pub(crate) fn send<T: Load>(sender: &Sender<Group<T>>, items: Vec<Item<T>>, stage: &Stage) -> Result<(), FlowError> {
     sender.send(Group(items), stage).map_err(|unsent| {
-        if matches!(unsent.error, FlowError::Cancelled { .. }) {
-            unsent.item.give_back();
-        }
+        unsent.item.give_back();
         unsent.error
     })
 }

@@ -249,7 +249,7 @@ fn behind_a_learner_that_stands_still_as_many_prompts_are_under_way_as_there_are
 fn a_paused_stage_stands_still_until_it_is_resumed() {
     let plan = plan(1, 4, 30);
     let system = start(&plan, FakeEngines::new(times()));
-    system.pause(Role::Generator, true).unwrap();
+    system.remote().pause(Role::Generator, true).unwrap();
     let end = deadline();
     while system
         .observe()
@@ -261,7 +261,7 @@ fn a_paused_stage_stands_still_until_it_is_resumed() {
         assert!(Instant::now() < end, "the generator goes on");
         drop(system.next(Duration::from_millis(5)));
     }
-    system.pause(Role::Generator, false).unwrap();
+    system.remote().pause(Role::Generator, false).unwrap();
     follow(&system, deadline(), |_, _| ()).unwrap();
     assert_eq!(system.version().0, 30);
 }
@@ -291,10 +291,10 @@ fn a_drain_ends_what_is_under_way_and_trains_whole_batches_only() {
 #[test]
 fn what_cannot_be_scaled_is_refused_with_the_reason() {
     let system = start(&plan(1, 4, 1_000_000), FakeEngines::new(times()));
-    assert_eq!(system.scale(Role::Learner, 2).unwrap_err(), "there is one learner only");
-    assert!(system.scale(Role::Generator, 0).unwrap_err().contains("must be in 1..="));
+    assert_eq!(system.scale(Role::Learner, 2).unwrap_err().to_string(), "there is one learner only");
+    assert!(system.scale(Role::Generator, 0).unwrap_err().to_string().contains("must be in 1..="));
     let lockstep = start(&plan(0, 4, 1_000_000), FakeEngines::new(times()));
-    assert!(lockstep.scale(Role::Generator, 2).unwrap_err().contains("staleness 0"));
+    assert!(lockstep.scale(Role::Generator, 2).unwrap_err().to_string().contains("staleness 0"));
 }
 
 #[test]

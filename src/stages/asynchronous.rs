@@ -1,17 +1,20 @@
 //! `saddle train` with the asynchronous schedule: follows a run of the actor system, writes its metrics, serves its
 //! telemetry, and leaves in order when asked.
 
+use super::waits::{Spent, spent, waits};
 use crate::failure::Failure;
 use crate::interrupt::Interrupt;
 use saddle_actors::model::ModelEngines;
-use saddle_actors::{Event, Plan, Report, StartError, System, Update};
-use saddle_flow::{Activity, Outcome};
-use saddle_telemetry::{Endpoints, Server, Telemetry, catalogue};
+use saddle_actors::{Event, OrderError, Plan, Remote, Report, StartError, System, Update};
+use saddle_flow::Outcome;
+use saddle_telemetry::{
+    Command, CommandError, Control, ControlToken, Endpoints, Pause, Scale, Server, Telemetry, catalogue,
+};
 use saddle_training::config::TrainConfig;
 use saddle_training::{Dual, Learner, Observer, describe};
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -31,6 +34,7 @@ pub(super) struct Trained {
 pub(super) fn train_asynchronously(
     config: &TrainConfig,
     engines: ModelEngines,
+    token: Option<ControlToken>,
     observer: &mut dyn Observer,
 ) -> Result<Trained, Failure> {
     let telemetry = Arc::new(Telemetry::new(env!("CARGO_PKG_VERSION")).map_err(Failure::run)?);
@@ -42,7 +46,7 @@ pub(super) fn train_asynchronously(
         StartError::Engine(error) => Failure::run(error),
         StartError::Control(message) => Failure::Environment(message),
     })?;
-    let followed = follow(config, &system, telemetry, observer);
+    let followed = follow(config, &system, telemetry, token, observer);
     let remains = system.finish(LEAVE);
     let interrupted_after = followed?;
     let counts = remains.counts;
@@ -60,18 +64,21 @@ fn follow(
     config: &TrainConfig,
     system: &System<ModelEngines>,
     telemetry: Arc<Telemetry>,
+    token: Option<ControlToken>,
     observer: &mut dyn Observer,
 ) -> Result<Option<u64>, Failure> {
     let interrupt = Interrupt::listen(system.handle())?;
     let status = Arc::new(Mutex::new(Status::default()));
-    let server = serve(config, system, telemetry, &status, observer)?;
+    let server = serve(config, system, telemetry, token, &status, observer)?;
     let mut accounts = Accounts::default();
-    let mut drains = false;
+    let mut told = false;
     let outcome = loop {
-        if interrupt.is_asked() && !drains {
-            drains = true;
-            observer.note("told to leave: what is under way is ended; a second signal leaves at once");
+        if interrupt.is_asked() {
             system.drain();
+        }
+        if system.is_draining() && !told {
+            told = true;
+            observer.note("told to leave: what is under way is ended; a second signal leaves at once");
         }
         match system.next(LOOK) {
             Event::Updated(update) => {
@@ -79,7 +86,7 @@ fn follow(
                 observer.step(update.version.0, config.ppo.updates, &metrics);
             }
             Event::Nothing => {}
-            Event::Over => break Ok(drains.then(|| system.version().0)),
+            Event::Over => break Ok(system.is_draining().then(|| system.version().0)),
             Event::Stopped(reason) => break Err(Failure::run(reason)),
         }
         *lock(&status) = Status::of(system);
@@ -95,6 +102,7 @@ fn serve(
     config: &TrainConfig,
     system: &System<ModelEngines>,
     telemetry: Arc<Telemetry>,
+    token: Option<ControlToken>,
     status: &Arc<Mutex<Status>>,
     observer: &mut dyn Observer,
 ) -> Result<Option<Server>, Failure> {
@@ -108,11 +116,37 @@ fn serve(
         telemetry,
         status: Box::new(move || json!({ "updates": updates, "run": lock(&shown).run.clone() })),
         health: Box::new(move || lock(&asked).lacking.clone().map_or(Ok(()), Err)),
+        control: token.map(|token| control(token, system.remote().clone())),
     };
     let server = system.handle().block_on(Server::start(address, endpoints));
     let server = server.map_err(|error| Failure::Environment(error.to_string()))?;
     observer.note(&format!("telemetry on http://{}/metrics", server.address()));
     Ok(Some(server))
+}
+
+/// Control requests of the server.
+fn control(token: ControlToken, remote: Remote) -> Control {
+    let carry_out = move |command| -> Pin<Box<dyn Future<Output = _> + Send>> {
+        let remote = remote.clone();
+        Box::pin(async move {
+            obey(&remote, command).await.map_err(|error| match error {
+                OrderError::Refused(reason) => CommandError::Refused(reason),
+                gone @ OrderError::Gone(_) => CommandError::Gone(gone.to_string()),
+            })
+        })
+    };
+    Control { token, carry_out: Box::new(carry_out) }
+}
+
+async fn obey(remote: &Remote, command: Command) -> Result<(), OrderError> {
+    match command {
+        Command::Scale(Scale { role, count }) => remote.scale(remote.role(&role)?, count).await,
+        Command::Pause(Pause { role, paused }) => remote.pause(remote.role(&role)?, paused),
+        Command::Drain => {
+            remote.drain();
+            Ok(())
+        }
+    }
 }
 
 /// What the server gives out, as of the last look.
@@ -176,13 +210,12 @@ fn describe_run(system: &System<ModelEngines>, report: &Report) -> Value {
 /// What is written of an update beside what the stages tell: the time since the update before, by role and activity.
 struct Accounts {
     last_update: Instant,
-    /// Seconds busy and idle until then, by role.
-    spent: BTreeMap<String, [f64; 2]>,
+    spent: Spent,
 }
 
 impl Default for Accounts {
     fn default() -> Self {
-        Self { last_update: Instant::now(), spent: BTreeMap::new() }
+        Self { last_update: Instant::now(), spent: Spent::new() }
     }
 }
 
@@ -197,19 +230,15 @@ impl Accounts {
         metrics.extend(observer.rollouts(&update.batch));
         metrics.extend(update.metrics.iter().cloned());
         let report = observe(system);
-        let mut spent: BTreeMap<String, [f64; 2]> = BTreeMap::new();
-        for stage in &report.stages {
-            let total = spent.entry(stage.name.to_string()).or_default();
-            for (activity, time) in Activity::ALL.into_iter().zip(stage.spent) {
-                total[usize::from(activity != Activity::Busy)] += time.as_secs_f64();
-            }
-        }
-        for (role, total) in &spent {
-            let before = self.spent.get(role).copied().unwrap_or_default();
+        let spent = spent(&report);
+        for (name, (_, total)) in &spent {
+            let before = self.spent.get(name).map_or([0.0; 4], |(_, before)| *before);
+            let idle = |spent: [f64; 4]| spent[1..].iter().sum::<f64>();
             // A role that was scaled down takes its time with it.
-            metrics.push((format!("busy_seconds_{role}"), (total[0] - before[0]).max(0.0)));
-            metrics.push((format!("idle_seconds_{role}"), (total[1] - before[1]).max(0.0)));
+            metrics.push((format!("busy_seconds_{name}"), (total[0] - before[0]).max(0.0)));
+            metrics.push((format!("idle_seconds_{name}"), (idle(*total) - idle(before)).max(0.0)));
         }
+        observer.waits(&waits(&self.spent, &spent));
         self.spent = spent;
         for edge in system.edges() {
             metrics.push((format!("edge_depth_{}", edge.name().replace('→', "_")), edge.read().items as f64));

@@ -7,6 +7,7 @@ mod policy;
 mod prompts;
 mod scorer;
 mod sft;
+mod waits;
 
 pub(crate) use dpo::direct_preference;
 pub(crate) use policy::{Watch, policy_training, stop_tokens};

@@ -11,6 +11,7 @@ use saddle_core::{PromptOrdinal, ScoredRollout};
 use saddle_data::{PromptRow, read_supervised};
 use saddle_lm::{ModelKind, Tokenizer};
 use saddle_store::RunDirectory;
+use saddle_telemetry::ControlToken;
 use saddle_training::config::TrainConfig;
 use saddle_training::{
     CriticSet, Judges, Learner, Observer, PolicyModel, Ptx, Scorer, Sequence, decode_settings, encode_supervised,
@@ -41,6 +42,8 @@ pub(crate) fn policy_training(
     watch: Option<Watch<'_>>,
 ) -> Result<(), Failure> {
     let device = run::device(&config.run)?;
+    let token = config.telemetry.control_token_file.as_deref().map(ControlToken::read).transpose();
+    let token = token.map_err(|error| Failure::usage(format!("telemetry.control_token_file: {error}")))?;
     let mut progress = Progress::start("train", &SHOWN, run)?;
     let PolicyModel { policy, tokenizer } = PolicyModel::load(&config.policy.from, device)?;
     let scorer = |path, kind, role: &str| {
@@ -81,7 +84,7 @@ pub(crate) fn policy_training(
         let prompt = Box::new(move |ordinal| drawn.prompt(ordinal));
         let settings = decode_settings(config, stop_tokens);
         let engines = ModelEngines::new(config.clone(), learner, judges, settings, prompt);
-        let trained = train_asynchronously(config, engines, &mut watched)?;
+        let trained = train_asynchronously(config, engines, token, &mut watched)?;
         (trained.learner, trained.interrupted_after)
     } else {
         let prompt = |ordinal| prompts.prompt(ordinal);
@@ -148,6 +151,10 @@ impl Observer for Watched<'_> {
     fn rollouts(&mut self, rollouts: &[ScoredRollout]) -> Vec<(String, f64)> {
         let row = |ordinal| self.prompts.row(ordinal).clone();
         self.watch.map_or_else(Vec::new, |watch| watch(&row, rollouts, self.tokenizer))
+    }
+
+    fn waits(&mut self, text: &str) {
+        self.progress.waits(text);
     }
 
     fn note(&mut self, message: &str) {

@@ -57,6 +57,19 @@ fn with_staleness_every_update_is_made_from_rollouts_that_are_young_enough() {
 }
 
 #[test]
+fn the_display_tells_multiplier_cost_and_who_waits_for_whom() {
+    let bench = Workbench::new();
+    let outcome =
+        bench.succeed(&format!("train --config recipes/train.toml --run run {ASYNCHRONOUS} --set ppo.updates=6"));
+    let last = outcome.stderr.lines().rfind(|line| line.contains("6/6")).expect("the last update is shown");
+    for part in
+        ["reward_mean ", "cost_mean ", "cost_limit ", "lambda ", "staleness_versions_mean ", "edge_depth_", " ← "]
+    {
+        assert!(last.contains(part), "{part} is not in {last}");
+    }
+}
+
+#[test]
 fn told_to_leave_it_ends_what_is_under_way_and_saves_its_model() {
     let bench = Workbench::new();
     let more = "--set ppo.updates=1000000 --set telemetry.address=127.0.0.1:0";
@@ -131,8 +144,9 @@ fn a_learner_that_diverges_ends_the_run_with_its_reason() {
 #[test]
 fn a_stage_that_keeps_failing_ends_the_run_with_its_reason() {
     // Nothing comes within a microsecond: every stage that waits for input fails.
-    let impatient =
-        "--set edges.patience_seconds=0.000001 --set supervision.restarts=2 --set supervision.backoff_seconds=0";
+    let impatient = "--set edges.patience_seconds=1e-6 --set edges.response_seconds=9e-7 --set edges.join_seconds=9e-7
+        --set edges.flush_seconds=0 --set supervision.heartbeat_seconds=9e-7 --set supervision.restarts=2
+        --set supervision.backoff_seconds=0";
     let command = format!("train --config recipes/train.toml --run run {ASYNCHRONOUS} {impatient}");
     let expected = ["failed more than 2 times within 600 s, the last time: "];
     Workbench::new().fail_reading(&command, "", 4, &expected);
@@ -157,12 +171,16 @@ fn what_cannot_run_is_refused_with_all_its_problems() {
     Workbench::new().refuse(
         r#"train --config recipes/train.toml --run run --set schedule.kind=asynchronous --set correction.kind=none
            --set edges.items=0 --set edges.mebibytes=0 --set placement.learner.count=2 --set telemetry.address=0.0.0.0:80
-           --set edges.join_seconds=0.01 --set ppo.staleness=1"#,
+           --set edges.join_seconds=0.01 --set ppo.staleness=1 --set edges.patience_seconds=200
+           --set telemetry.control_token_file=token --set constraints.cost.dual.estimator={kind="upper"}"#,
         &[
             "correction.kind: \"none\" trains on stale rollouts",
             "edges.items: must be at least 1",
             "edges.mebibytes: must be at least 1",
             "edges.flush_seconds: must be",
+            "edges.patience_seconds: must be above supervision.heartbeat_seconds = 300, is 200",
+            "edges.patience_seconds: must be above edges.response_seconds = 300, is 200",
+            "constraints.cost.dual.estimator.fresh.minimum_effective_samples: must be at most 14.4, is 64",
             "placement.learner.count: must be 1",
             "telemetry.address: must be an address of this machine",
             "ppo.staleness: is an experiment of the synchronous schedule",

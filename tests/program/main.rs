@@ -2,6 +2,7 @@
 
 mod asynchronous;
 mod bad_input;
+mod control;
 mod correction;
 mod decoding;
 mod determinism;

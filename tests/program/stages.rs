@@ -273,13 +273,14 @@ fn score_says_what_a_response_is_worth_and_whether_it_is_unsafe() {
 }
 
 /// The demo, as small as it gets.
-const SMALL_DEMO: &str = "
+const SMALL_DEMO: &str = r#"
     --set sft.run.threads=1 --set reward_model.run.threads=1 --set cost_model.run.threads=1 --set train.run.threads=1
     --set world.demonstrations=64 --set world.train_pairs=64 --set world.held_out_pairs=16
     --set sft.model.shape.layers=1 --set sft.model.shape.hidden=16 --set sft.model.shape.intermediate=32
     --set sft.model.shape.heads=2 --set sft.optimizer.max_steps=2 --set reward_model.optimizer.max_steps=2
     --set cost_model.optimizer.max_steps=2 --set train.ppo.updates=2 --set train.ppo.batch_rollouts=8
-    --set evaluation.responses=8";
+    --set train.constraints.cost.dual.estimator={kind="fresh",minimum_effective_samples=8}
+    --set evaluation.responses=8"#;
 
 #[test]
 fn demo_runs_the_whole_method_and_reports_it() {

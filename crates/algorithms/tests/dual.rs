@@ -206,6 +206,38 @@ fn fresh_weighs_by_lag_and_gives_nothing_below_its_minimum() {
     assert_eq!(configs.map(considered), [4, 4, 5], "the one of version 8 is too old for the first two");
 }
 
+/// An estimator is said to be out of reach exactly where it gives nothing after `versions` versions of `samples` costs each.
+fn check_reach(config: EstimatorConfig, samples: usize, versions: u64) {
+    let all: Vec<_> = (0..versions).flat_map(|version| (0..samples).map(move |_| (1.0, version, 0.0))).collect();
+    let last = PolicyVersion(versions - 1);
+    let estimate = estimator(config.clone(), &all).estimate(last);
+    assert_eq!(config.unattainable(samples, versions).is_none(), estimate.is_some(), "{config:?} {samples} {versions}");
+}
+
+#[test]
+fn an_estimator_is_out_of_reach_exactly_where_steady_batches_give_no_estimate() {
+    for samples in [1, 35, 36, 37, 63, 64, 65] {
+        for versions in [1, 2, 3, 10] {
+            for lag_discount in [0.0, 0.5, 1.0] {
+                for maximum_lag_versions in [0, 1, 3] {
+                    let fresh = FreshConfig { maximum_lag_versions, lag_discount, ..FreshConfig::default() };
+                    check_reach(EstimatorConfig::Fresh(fresh), samples, versions);
+                    check_reach(
+                        EstimatorConfig::Upper(UpperConfig { fresh, ..UpperConfig::default() }),
+                        samples,
+                        versions,
+                    );
+                }
+            }
+            check_reach(EstimatorConfig::Snis(SnisConfig::default()), samples, versions);
+            check_reach(EstimatorConfig::Window(WindowConfig::default()), samples, versions);
+        }
+    }
+    let out_of_reach = EstimatorConfig::default().unattainable(8, 100).unwrap();
+    assert_eq!((out_of_reach.key, out_of_reach.minimum), ("minimum_effective_samples", 64.0));
+    assert!((out_of_reach.most - 14.4).abs() < 1e-12);
+}
+
 #[test]
 fn upper_adds_its_standard_errors() {
     let samples: Vec<_> = (0..64).map(|index| (f64::from(index % 2), 3, 0.0)).collect();

@@ -202,10 +202,10 @@ impl Ledger {
         lock(&self.0.pages).counts()
     }
 
-    /// Prompts that have not ended, in order.
+    /// The first `count` prompts that have not ended, in order.
     #[must_use]
-    pub fn unfinished(&self) -> Vec<PromptOrdinal> {
-        lock(&self.0.pages).open.keys().copied().collect()
+    pub fn unfinished(&self, count: usize) -> Vec<PromptOrdinal> {
+        lock(&self.0.pages).open.keys().take(count).copied().collect()
     }
 
     /// Waits until the counts are as wanted: `|counts| counts.open == 0` is the end of a drain.

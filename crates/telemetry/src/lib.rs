@@ -18,16 +18,20 @@
 //! Nothing is global: a test has a [`Telemetry`] of its own. The `metrics` crate is named here and nowhere else.
 
 pub mod catalogue;
+mod control;
 mod error;
 mod family;
 mod process;
 mod reference;
 mod server;
 mod telemetry;
+mod token;
 
+pub use control::{CarryOut, Command, CommandError, Control, Pause, Scale};
 pub use error::TelemetryError;
 pub use family::{Family, Handle, Kind, SecondsCounter, Spec};
 pub use metrics::{Counter, Gauge, Histogram};
 pub use reference::reference;
 pub use server::{DEFAULT_ADDRESS, Endpoints, Server};
 pub use telemetry::Telemetry;
+pub use token::ControlToken;

@@ -1,10 +1,10 @@
-//! The server of a run: `/metrics` for Prometheus, `/healthz` for a supervisor, `/v1/status` for people and scripts.
+//! The server of a run: `/metrics` for Prometheus, `/healthz` for a supervisor, `/v1/status` for people and scripts, and
+//! control requests for those who have the token.
 //!
-//! It reads and changes nothing, so it has no authentication; it is meant for the loopback interface, where it listens by
-//! default. Everything about a connection is limited: how many there are, how long its headers may be and take to come, how
+//! What is only read needs no authentication; it is meant for the loopback interface, where it listens by default. Everything about a connection is limited: how many there are, how long its headers may be and take to come, how
 //! long it lives.
 
-use crate::{Telemetry, TelemetryError};
+use crate::{Control, Telemetry, TelemetryError, control};
 use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
@@ -58,6 +58,8 @@ pub struct Endpoints {
     pub status: Box<dyn Fn() -> serde_json::Value + Send + Sync>,
     /// `/healthz`: an error is what is wrong, in a sentence.
     pub health: Box<dyn Fn() -> Result<(), String> + Send + Sync>,
+    /// Control requests; without it they are refused.
+    pub control: Option<Control>,
 }
 
 impl fmt::Debug for Endpoints {
@@ -111,6 +113,7 @@ async fn serve(listener: TcpListener, limits: Limits, endpoints: Arc<Endpoints>,
         .route("/metrics", get(metrics))
         .route("/healthz", get(healthz))
         .route("/v1/status", get(status))
+        .merge(control::routes())
         .with_state(Arc::clone(&endpoints));
     let slots = Arc::new(Semaphore::new(limits.connections));
     let mut connections = JoinSet::new();
@@ -198,8 +201,12 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let talk = async {
             let telemetry = Arc::new(Telemetry::new("0.1.0").unwrap());
-            let endpoints =
-                Endpoints { telemetry, status: Box::new(|| serde_json::Value::Null), health: Box::new(|| Ok(())) };
+            let endpoints = Endpoints {
+                telemetry,
+                status: Box::new(|| serde_json::Value::Null),
+                health: Box::new(|| Ok(())),
+                control: None,
+            };
             let any_port = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
             let server = Server::start_within(limits, any_port, endpoints).await.unwrap();
             let mut idle = Vec::new();

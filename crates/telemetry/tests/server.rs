@@ -29,6 +29,7 @@ impl Run {
             health: Box::new(move || {
                 if health.load(Ordering::Relaxed) { Ok(()) } else { Err("gen-0 has no pulse".to_owned()) }
             }),
+            control: None,
         };
         Self { telemetry, healthy, server: Server::start(ANY_PORT, endpoints).await.unwrap() }
     }
@@ -115,7 +116,8 @@ fn an_address_that_is_taken_is_an_error_with_a_remedy() {
     runtime().block_on(async {
         let run = Run::start().await;
         let telemetry = Arc::clone(&run.telemetry);
-        let endpoints = Endpoints { telemetry, status: Box::new(|| json!({})), health: Box::new(|| Ok(())) };
+        let endpoints =
+            Endpoints { telemetry, status: Box::new(|| json!({})), health: Box::new(|| Ok(())), control: None };
         let error = Server::start(run.server.address(), endpoints).await.unwrap_err();
         assert!(matches!(error, TelemetryError::Listen { .. }));
         assert!(error.to_string().ends_with("choose another port, or 0 for any"), "{error}");

@@ -13,6 +13,11 @@ pub trait Observer {
         Vec::new()
     }
 
+    /// Who waits for whom, in a few words, with the step that comes next.
+    fn waits(&mut self, text: &str) {
+        let _ = text;
+    }
+
     /// Something worth a line: rows left out, rollouts not trained on.
     fn note(&mut self, message: &str);
 }

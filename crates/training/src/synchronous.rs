@@ -31,6 +31,7 @@ pub struct Judges {
 pub struct Dual {
     name: String,
     limit: f64,
+    maximum_multiplier: f64,
     estimator: CostEstimator,
     controller: Controller,
 }
@@ -48,9 +49,28 @@ impl Dual {
         Self {
             name: name.to_owned(),
             limit: config.cost_limit,
+            maximum_multiplier: config.maximum_multiplier,
             estimator: CostEstimator::new(&config.estimator),
             controller: Controller::new(config),
         }
+    }
+
+    /// λ.
+    #[must_use]
+    pub fn multiplier(&self) -> f64 {
+        self.controller.multiplier()
+    }
+
+    /// λ_max.
+    #[must_use]
+    pub fn maximum_multiplier(&self) -> f64 {
+        self.maximum_multiplier
+    }
+
+    /// The estimate that the step for the policy of `version` would go by.
+    #[must_use]
+    pub fn cost_estimate(&self, version: PolicyVersion) -> Option<f64> {
+        self.estimator.estimate(version).map(|estimate| estimate.mean)
     }
 
     /// Takes in the cost of a response that was scored under the weights of `version`.

@@ -156,6 +156,7 @@ fn lines(rows: &[Measured]) -> Vec<ThroughputLine> {
 
 /// Rollouts trained on in a second.
 fn measure(args: &ThroughputArgs, counts: Counts, times: &Times) -> Result<f64, Failure> {
+    let last = WARM_UP_UPDATES + args.updates;
     let placed = |count| StagePlacement { count, ..StagePlacement::default() };
     let plan = Plan {
         schedule: ScheduleSection { staleness: counts.staleness, ..ScheduleSection::default() },
@@ -165,11 +166,13 @@ fn measure(args: &ThroughputArgs, counts: Counts, times: &Times) -> Result<f64, 
             cost: placed(counts.scorers),
             reference: placed(counts.scorers),
             learner: placed(1),
+            ..PlacementSection::default()
         },
         edges: EdgesSection { flush_seconds: 0.0, ..EdgesSection::default() },
         supervision: SupervisionSection::default(),
         constraints: vec!["cost".to_owned()],
-        updates: WARM_UP_UPDATES + args.updates,
+        // The clock stops before the pipeline runs dry.
+        updates: last + counts.staleness as u64 + 2,
         batch_rollouts: args.batch,
         minimum_rollouts: 1,
         score_tokens: 8192,
@@ -178,16 +181,20 @@ fn measure(args: &ThroughputArgs, counts: Counts, times: &Times) -> Result<f64, 
     let recorded = Arc::clone(&telemetry);
     let system = System::start(plan, FakeEngines::new(times.clone()), Vec::new(), telemetry).map_err(Failure::run)?;
     system.handle().spawn(async move { recorded.upkeep().await });
-    let (mut start, mut end) = (None, Instant::now());
-    let outcome = follow(&system, Instant::now() + PATIENCE, |_, update| {
-        end = Instant::now();
+    let (mut start, mut seconds) = (Instant::now(), None);
+    let outcome = follow(&system, Instant::now() + PATIENCE, |system, update| {
         if update.version.0 == WARM_UP_UPDATES {
-            start = Some(end);
+            start = Instant::now();
+        } else if update.version.0 == last {
+            seconds = Some(start.elapsed().as_secs_f64());
+            system.stop("what there is to measure has been measured");
         }
     });
     // Nothing is left to wait for but threads that leave.
     let _ = system.finish(PATIENCE);
-    outcome.map_err(Failure::run)?;
-    let seconds = start.map_or(0.0, |start| end.saturating_duration_since(start).as_secs_f64());
-    Ok((args.updates * args.batch as u64) as f64 / seconds)
+    match (seconds, outcome) {
+        (Some(seconds), _) => Ok((args.updates * args.batch as u64) as f64 / seconds),
+        (None, Err(reason)) => Err(Failure::run(reason)),
+        (None, Ok(())) => Err(Failure::run("the run ended before its last update")),
+    }
 }

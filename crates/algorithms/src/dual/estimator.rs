@@ -131,6 +131,45 @@ impl WindowConfig {
     }
 }
 
+/// More effective samples than an estimator ever sees.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Unattainable {
+    /// The key under `estimator` that asks for them.
+    pub key: &'static str,
+    /// How many it asks for.
+    pub minimum: f64,
+    /// How many there are at most.
+    pub most: f64,
+}
+
+impl EstimatorConfig {
+    /// What keeps an estimate from ever being made in a run of `versions` policy versions that bring `samples` costs each.
+    /// Those that `fresh` counts weigh d^i at a lag of i: they are worth samples · (Σ d^i)² / Σ d^2i.
+    #[must_use]
+    pub fn unattainable(&self, samples: usize, versions: u64) -> Option<Unattainable> {
+        let in_all = samples as f64 * versions as f64;
+        let fresh = |config: &FreshConfig| {
+            let lags = config.maximum_lag_versions.saturating_add(1).min(versions).min(REMEMBERED_SAMPLES as u64);
+            let (mut sum, mut squares, mut weight) = (0.0, 0.0, 1.0);
+            for _ in 0..lags {
+                sum += weight;
+                squares += weight * weight;
+                weight *= config.lag_discount;
+            }
+            samples as f64 * sum * sum / squares
+        };
+        let (key, minimum, most) = match self {
+            Self::Fresh(config) => ("minimum_effective_samples", config.minimum_effective_samples, fresh(config)),
+            Self::Upper(UpperConfig { fresh: config, .. }) => {
+                ("fresh.minimum_effective_samples", config.minimum_effective_samples, fresh(config))
+            }
+            Self::Snis(config) => ("minimum_effective_samples", config.minimum_effective_samples, in_all),
+            Self::Window(_) => return None,
+        };
+        (most < minimum).then_some(Unattainable { key, minimum, most })
+    }
+}
+
 /// One scored response.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CostSample {

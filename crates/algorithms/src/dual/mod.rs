@@ -18,7 +18,9 @@ mod pid;
 
 pub use config::{ConstraintConfig, ControllerConfig, EstimatorConfig};
 pub use controller::{Controller, ControllerState, HoldCause, Holds, Law, Step};
-pub use estimator::{CostEstimate, CostEstimator, CostSample, FreshConfig, SnisConfig, UpperConfig, WindowConfig};
+pub use estimator::{
+    CostEstimate, CostEstimator, CostSample, FreshConfig, SnisConfig, Unattainable, UpperConfig, WindowConfig,
+};
 pub use linear::{LinearConfig, LinearLaw, LinearOptimizer};
 pub use log_sgd::{LogSgdConfig, LogSgdLaw};
 pub use pi::{PiConfig, PiLaw};

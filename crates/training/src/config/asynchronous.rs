@@ -7,6 +7,7 @@ use saddle_core::Problems;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// `[schedule]`: when rollouts are made and when they are trained on.
@@ -56,7 +57,7 @@ impl Default for ScheduleSection {
 }
 
 /// `[placement]`: which stage computes where. The asynchronous schedule only.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct PlacementSection {
     /// Generators.
@@ -69,6 +70,16 @@ pub struct PlacementSection {
     pub reference: StagePlacement,
     /// The learner, of which there is one.
     pub learner: StagePlacement,
+    /// How far generators and scorers stand back behind the learner where they share cores, as `nice` counts it, 0 to 19. The
+    /// learner is mostly what a run waits for; 5 gives it three times the share of another thread on its core.
+    pub nice: i32,
+}
+
+impl Default for PlacementSection {
+    fn default() -> Self {
+        let [generator, reward, cost, reference, learner] = std::array::from_fn(|_| StagePlacement::default());
+        Self { generator, reward, cost, reference, learner, nice: 5 }
+    }
 }
 
 /// Where a stage computes.
@@ -99,7 +110,8 @@ pub struct EdgesSection {
     /// Most mebibytes on an edge.
     pub mebibytes: usize,
     /// A stage that gets no input, or no room for its output, for so long fails, in seconds. Longer than the longest update,
-    /// during which generators may have nothing to do.
+    /// during which generators may have nothing to do, and above `response_seconds`, `join_seconds` and
+    /// `supervision.heartbeat_seconds`.
     pub patience_seconds: f64,
     /// A response that is not finished after so long is given up and tried again, in seconds.
     pub response_seconds: f64,
@@ -150,6 +162,9 @@ impl Default for SupervisionSection {
 pub struct TelemetrySection {
     /// Where /metrics, /healthz and /v1/status are served, such as `127.0.0.1:9464`; nowhere unless given. Port 0 is any.
     pub address: Option<String>,
+    /// A file with a token, for its owner to read, that control requests must bring: /v1/scale, /v1/pause, /v1/drain. Without
+    /// it they are refused.
+    pub control_token_file: Option<PathBuf>,
 }
 
 /// Longest time that a key may give.
@@ -204,7 +219,23 @@ impl TrainConfig {
             "\"none\" trains on stale rollouts as if they were fresh, which collapses; choose another, or set schedule.allow_uncorrected = true",
         );
         self.require_room(&mut problems);
+        self.require_patience(&mut problems);
         problems
+    }
+
+    /// Whatever holds a stage up is given up before those that wait for it lose their patience.
+    fn require_patience(&self, problems: &mut Problems) {
+        let patience = self.edges.patience_seconds;
+        for (key, seconds, what) in [
+            ("supervision.heartbeat_seconds", self.supervision.heartbeat_seconds, "a stage that hangs is replaced"),
+            ("edges.response_seconds", self.edges.response_seconds, "a response that does not end is given up"),
+            ("edges.join_seconds", self.edges.join_seconds, "a rollout without all its scores is given up"),
+        ] {
+            let message =
+                format!("must be above {key} = {seconds}, is {patience}: stages that wait would fail before {what}");
+            // What is not a number is a problem of its own.
+            problems.require(!(patience <= seconds), "edges.patience_seconds", message);
+        }
     }
 
     /// The largest item has to fit on an edge, or nothing passes it for ever.
@@ -234,6 +265,7 @@ impl Validate for PlacementSection {
             let message = format!("must be in 1..={COUNT_LIMIT}, is {}", placement.count);
             problems.require((1..=COUNT_LIMIT).contains(&placement.count), &format!("{key}.count"), message);
         }
+        problems.require((0..=19).contains(&self.nice), "nice", format!("must be in 0..=19, is {}", self.nice));
         problems.require(self.learner.count == 1, "learner.count", "must be 1: there is one learner");
         problems
     }
@@ -280,7 +312,11 @@ impl Validate for SupervisionSection {
 impl Validate for TelemetrySection {
     fn problems(&self) -> Problems {
         let mut problems = Problems::default();
-        let Some(text) = &self.address else { return problems };
+        let Some(text) = &self.address else {
+            let message = "is for a server: set telemetry.address too";
+            problems.require(self.control_token_file.is_none(), "control_token_file", message);
+            return problems;
+        };
         let address = text.parse::<SocketAddr>();
         let message = format!("must be an address of this machine with a port, such as 127.0.0.1:9464, is {text}");
         problems.require(address.is_ok_and(|address| address.ip().is_loopback()), "address", message);
@@ -354,15 +390,39 @@ mod tests {
     }
 
     #[test]
+    fn a_multiplier_that_could_never_move_is_refused_in_both_schedules() {
+        let key = "constraints.cost.dual.estimator.minimum_effective_samples";
+        for schedule in ["", "schedule.kind = \"synchronous\"\n"] {
+            assert_eq!(problems(&format!("{schedule}ppo.batch_rollouts = 35")), [key]);
+            assert!(problems(&format!("{schedule}ppo.batch_rollouts = 36")).is_empty());
+        }
+        let fixed = "ppo.batch_rollouts = 8\nconstraints.cost.dual.controller = { kind = \"fixed\" }";
+        assert!(problems(fixed).is_empty(), "it is not to move");
+    }
+
+    #[test]
+    fn patience_outlasts_whatever_is_given_up_or_replaced_meanwhile() {
+        for key in ["supervision.heartbeat_seconds", "edges.response_seconds", "edges.join_seconds"] {
+            assert_eq!(problems(&format!("{key} = 600.0")), ["edges.patience_seconds"], "{key}");
+            assert!(problems(&format!("{key} = 600.0\nedges.patience_seconds = 600.1")).is_empty(), "{key}");
+        }
+    }
+
+    #[test]
     fn without_staleness_there_is_one_stage_of_a_kind() {
         let keys = problems("schedule.staleness = 0\nplacement.generator.count = 2\nplacement.cost.count = 3");
         assert_eq!(keys, ["placement.generator.count", "placement.cost.count"]);
         assert_eq!(problems("placement.learner.count = 2"), ["placement.learner.count"]);
+        assert_eq!(problems("placement.nice = 20"), ["placement.nice"]);
+        assert_eq!(problems("placement.nice = -1"), ["placement.nice"]);
     }
 
     #[test]
     fn telemetry_is_for_this_machine_and_for_the_asynchronous_schedule() {
         assert!(problems("telemetry.address = \"127.0.0.1:0\"").is_empty());
+        let token = "telemetry.control_token_file = \"token\"";
+        assert_eq!(problems(token), ["telemetry.control_token_file"]);
+        assert!(problems(&format!("{token}\ntelemetry.address = \"127.0.0.1:0\"")).is_empty());
         for address in ["0.0.0.0:80", "example"] {
             assert_eq!(problems(&format!("telemetry.address = \"{address}\"")), ["telemetry.address"]);
         }

@@ -4,7 +4,7 @@ use super::{
     CorrectionSection, EdgesSection, PlacementSection, PpoSection, RunSection, ScheduleSection, SupervisionSection,
     TelemetrySection, Validate,
 };
-use saddle_algorithms::dual::ConstraintConfig;
+use saddle_algorithms::dual::{ConstraintConfig, ControllerConfig, Unattainable};
 use saddle_algorithms::guards::GuardConfig;
 use saddle_algorithms::returns::Discount;
 use saddle_algorithms::shaping::ShapingConfig;
@@ -214,6 +214,7 @@ impl Validate for TrainConfig {
         );
         for (name, constraint) in &self.constraints {
             problems.section(&format!("constraints.{name}.dual"), constraint.dual.validate());
+            self.require_samples(name, &constraint.dual, &mut problems);
         }
         for (key, rate) in
             [("policy.learning_rate", self.policy.learning_rate), ("critics.learning_rate", self.critics.learning_rate)]
@@ -228,6 +229,23 @@ impl Validate for TrainConfig {
         problems.section("lora", self.lora.as_ref().map(LoraConfig::validate).unwrap_or_default());
         problems.require(self.critics.clip_value > 0.0, "critics.clip_value", "must be positive");
         problems.iter().chain(self.schedule_problems().iter()).cloned().collect()
+    }
+}
+
+impl TrainConfig {
+    /// A multiplier that is to move needs an estimate of its cost.
+    fn require_samples(&self, name: &str, dual: &ConstraintConfig, problems: &mut Problems) {
+        let PpoSection { batch_rollouts, updates, .. } = self.ppo;
+        let unattainable = dual.estimator.unattainable(batch_rollouts, updates);
+        let Some(Unattainable { key, minimum, most }) =
+            unattainable.filter(|_| dual.controller != ControllerConfig::Fixed)
+        else {
+            return;
+        };
+        let message = format!(
+            "must be at most {most:.1}, is {minimum}: {updates} updates of {batch_rollouts} rollouts have no more effective samples, and λ would never move; lower it, or raise ppo.batch_rollouts"
+        );
+        problems.require(false, &format!("constraints.{name}.dual.estimator.{key}"), message);
     }
 }
 
