@@ -56,7 +56,7 @@ impl Default for ScheduleSection {
 }
 
 /// `[placement]`: which stage computes where. The asynchronous schedule only.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct PlacementSection {
     /// Generators.
@@ -67,8 +67,18 @@ pub struct PlacementSection {
     pub cost: StagePlacement,
     /// Scorers of the reference log-probs.
     pub reference: StagePlacement,
-    /// The learner, of which there is one.
+    /// The learner, of which there is one. Its device is `run.device`, where the models are read.
     pub learner: StagePlacement,
+    /// Each stage on a GPU has a stream of its own, so that generation, scoring and learning overlap there. Without, they share
+    /// one and take turns on the GPU.
+    pub streams: bool,
+}
+
+impl Default for PlacementSection {
+    fn default() -> Self {
+        let [generator, reward, cost, reference, learner] = <[StagePlacement; 5]>::default();
+        Self { generator, reward, cost, reference, learner, streams: true }
+    }
 }
 
 /// Where a stage computes.
@@ -182,6 +192,11 @@ impl TrainConfig {
             return problems;
         }
         problems.section("placement", self.placement.problems());
+        let (home, own) = (&self.run.device, self.placement.learner.device.as_ref());
+        let message = format!(
+            "must be run.device, {home:?}, or left out: the learner computes where the models are read; set run.device, and a device for each stage that is to be elsewhere"
+        );
+        problems.require(own.is_none_or(|own| own == home), "placement.learner.device", message);
         problems.section("edges", self.edges.problems());
         problems.section("supervision", self.supervision.problems());
         problems.section("telemetry", self.telemetry.problems());
@@ -334,6 +349,14 @@ mod tests {
     fn the_defaults_can_be_run() {
         assert_eq!(problems(""), Vec::<String>::new());
         assert_eq!(problems("schedule.staleness = 0\ncorrection.kind = \"none\""), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_learner_elsewhere_than_the_run_is_refused() {
+        assert_eq!(problems("placement.learner.device = \"cuda:1\""), ["placement.learner.device"]);
+        assert!(problems("run.device = \"cuda:1\"\nplacement.learner.device = \"cuda:1\"").is_empty());
+        let message = config("placement.learner.device = \"cuda:1\"").problems().to_string();
+        assert!(message.contains("\"cpu\"") && message.contains("set run.device"), "{message}");
     }
 
     #[test]
