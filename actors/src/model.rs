@@ -2,12 +2,18 @@
 //!
 //! Frozen models are shared between threads, each of which has a view of its own on the same memory; on another device a
 //! stage has a copy. Published weights are shared in the same way.
+//!
+//! On a GPU each stage has a stream of its own ([`streams`]). The rules that make this sound: a stream starts after all that
+//! its device was given before, so that it finds the models whole; the learner waits for its stream before it hands a
+//! snapshot over; a generator waits for its own before it lets go of one. What else passes between stages are numbers on the
+//! host, and to bring them there waits for their stream.
 
 use crate::Role;
 use crate::engine::{Cache, EngineError, Engines, Generate, Learn, Score, Verdict};
 use crate::shared::lock;
 use saddle_core::{PolicyVersion, Prompt, PromptOrdinal, Rollout, ScoredRollout};
 use saddle_flow::Snapshot;
+use saddle_libtorch::{LibtorchError, streams};
 use saddle_lm::{
     DecodeSettings, Decoder, DecoderHead, DecodingBatch, DecodingWeights, LmError, Normalizer, Policy, ScoreModel,
 };
@@ -36,8 +42,8 @@ impl<H: DecoderHead> Frozen<Decoder<H>> {
         if model.device() == device {
             return model.replica();
         }
-        let moved = Decoder::from_weights(model.config().clone(), &model.weights()?, device)?;
-        Ok(moved.in_precision(model.precision()))
+        let kind = model.parameters().base().unwrap_or_else(|| model.parameters()).flat().kind();
+        model.kept(kind, device)
     }
 }
 
@@ -145,7 +151,9 @@ impl Engines for ModelEngines {
         }
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let threads = self.config.stage_threads(placement, cores);
-        saddle_libtorch::set_threads(threads).map_err(|error| EngineError::Fatal(error.to_string()))
+        let fatal = |error: LibtorchError| EngineError::Fatal(error.to_string());
+        saddle_libtorch::set_threads(threads).map_err(fatal)?;
+        if self.config.placement.streams { streams::enter(self.device(role)?).map_err(fatal) } else { Ok(()) }
     }
 }
 
@@ -173,12 +181,27 @@ struct Loaded {
     batch: DecodingBatch,
 }
 
+impl ModelGenerator {
+    /// Waits until nothing reads the weights any more that are about to be let go.
+    fn finish(&self) -> Result<(), EngineError> {
+        Ok(streams::synchronize(self.device).map_err(LmError::from).map_err(TrainingError::from)?)
+    }
+}
+
+impl Drop for ModelGenerator {
+    fn drop(&mut self) {
+        // A GPU that fails here fails whoever uses it next, with its reason.
+        drop(self.finish());
+    }
+}
+
 impl Generate<Frozen<Policy>> for ModelGenerator {
     fn free(&self) -> usize {
         self.loaded.as_ref().map_or(self.rows, |loaded| loaded.batch.free())
     }
 
     fn load(&mut self, weights: &Snapshot<PolicyVersion, Frozen<Policy>>, cache: Cache) -> Result<(), EngineError> {
+        self.finish()?;
         let policy = weights.value.on(self.device).map_err(TrainingError::from)?;
         let ready = DecodingWeights::new(&policy, self.settings.precision).map_err(TrainingError::from)?;
         let mut batch = match self.loaded.take() {
@@ -245,6 +268,8 @@ impl Learn<Frozen<Policy>> for Learner {
     }
 
     fn snapshot(&self) -> Result<Frozen<Policy>, EngineError> {
-        Ok(Frozen::new(self.policy().snapshot().map_err(TrainingError::from)?))
+        let snapshot = self.policy().snapshot().map_err(TrainingError::from)?;
+        streams::synchronize(snapshot.device()).map_err(LmError::from).map_err(TrainingError::from)?;
+        Ok(Frozen::new(snapshot))
     }
 }

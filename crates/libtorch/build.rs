@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 fn main() {
     println!("cargo:rerun-if-env-changed=LIBTORCH");
-    for file in ["shim.cpp", "kernels.cpp", "kernels.h"] {
+    for file in ["shim.cpp", "frozen.cpp", "frozen.h", "kernels.cpp", "kernels.h"] {
         println!("cargo:rerun-if-changed=src/{file}");
     }
     let root = PathBuf::from(env::var_os("LIBTORCH").expect("LIBTORCH is not set; build inside the repository"));
@@ -21,7 +21,7 @@ fn main() {
         .flag(include)
         // Without it, libtorch's `parallel_for` is a plain loop.
         .flag("-fopenmp")
-        .file("src/shim.cpp")
+        .files(["src/shim.cpp", "src/frozen.cpp"])
         .compile("saddle_libtorch");
     kernels("baseline", 4, &[]);
     if env::var("CARGO_CFG_TARGET_ARCH").is_ok_and(|arch| arch == "x86_64") {

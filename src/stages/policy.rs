@@ -9,7 +9,7 @@ use crate::run;
 use saddle_actors::model::ModelEngines;
 use saddle_core::{PromptOrdinal, ScoredRollout};
 use saddle_data::{PromptRow, read_supervised};
-use saddle_lm::{ModelKind, Tokenizer};
+use saddle_lm::{ModelKind, Precision, Tokenizer};
 use saddle_store::RunDirectory;
 use saddle_telemetry::ControlToken;
 use saddle_training::config::TrainConfig;
@@ -45,9 +45,12 @@ pub(crate) fn policy_training(
     let token = config.telemetry.control_token_file.as_deref().map(ControlToken::read).transpose();
     let token = token.map_err(|error| Failure::usage(format!("telemetry.control_token_file: {error}")))?;
     let mut progress = Progress::start("train", &SHOWN, run)?;
-    let PolicyModel { policy, tokenizer } = PolicyModel::load(&config.policy.from, device)?;
+    let frozen = config.precision.frozen;
+    // Under adapters the policy's own weights are frozen; else they are trained.
+    let kept = if config.lora.is_some() { frozen } else { Precision::F32 };
+    let PolicyModel { policy, tokenizer } = PolicyModel::load_kept(&config.policy.from, kept, device)?;
     let scorer = |path, kind, role: &str| {
-        let mut scorer = Scorer::load(path, Some(kind), device)?;
+        let mut scorer = Scorer::load_kept(path, Some(kind), frozen, device)?;
         scorer.require_tokenizer_of(&tokenizer, role)?;
         scorer.model = scorer.model.in_precision(config.precision.scoring);
         Ok::<_, Failure>(scorer)
@@ -56,7 +59,10 @@ pub(crate) fn policy_training(
     let (policy, reference) = match &config.lora {
         Some(lora) => (policy.adapted(lora, config.run.seed)?, policy),
         None => {
-            let reference = policy.snapshot()?;
+            let reference = match frozen {
+                Precision::F32 => policy.snapshot()?,
+                Precision::Bf16 => policy.kept(frozen.kind(), device)?,
+            };
             (policy, reference)
         }
     };

@@ -46,6 +46,39 @@ fn train_with_adapters_begins_at_the_reference_and_gives_the_same_bits_under_eit
     }
 }
 
+/// Frozen weights in bf16: nearly the same training, under either schedule, and a merged model that is float32.
+#[test]
+fn frozen_weights_in_bf16_train_as_those_in_f32_do() {
+    let bench = Workbench::new();
+    let more = "--set ppo.updates=2 --set policy.learning_rate=1e-2 --set critics.layout=two_headed";
+    let exact = bench.train("train", "exact", &format!("{LORA} {more}"));
+    let more = format!("{more} --set precision.frozen=bf16");
+    let frozen = bench.train("train", "frozen", &format!("{LORA} {more}"));
+    assert_ne!(exact["weights_hash"], frozen["weights_hash"]);
+    let rows = |run: &str| bench.rows(&format!("{run}/metrics.jsonl"));
+    let (one, other) = (rows("exact"), rows("frozen"));
+    assert_eq!(number(&other[0], "kl_current_reference"), 0.0, "training begins at the reference");
+    for name in ["reward_mean", "entropy"] {
+        let apart = (number(&one[0], name) - number(&other[0], name)).abs();
+        assert!(apart < 0.2, "{name}: {} {}", one[0], other[0]);
+    }
+    let asynchronous = format!("{LORA} {more} --set schedule.kind=asynchronous --set schedule.staleness=0");
+    let other = bench.train("train", "asynchronous", &asynchronous);
+    assert_eq!(frozen["weights_hash"], other["weights_hash"]);
+    let config = bench.value("frozen/model/config.json");
+    assert!(config["torch_dtype"].as_str().is_none_or(|kind| kind == "float32"), "{config}");
+}
+
+#[test]
+fn without_adapters_the_reference_and_the_score_models_are_frozen() {
+    let bench = Workbench::new();
+    bench.train("train", "run", "--set ppo.updates=2 --set policy.learning_rate=1e-2 --set precision.frozen=bf16");
+    let rows = bench.rows("run/metrics.jsonl");
+    let start = number(&rows[0], "kl_current_reference");
+    assert!(start.abs() < 1e-2, "the reference is the rounded policy: {start}");
+    assert!(number(&rows[1], "grad_norm_policy") > 0.0);
+}
+
 #[test]
 fn adapters_are_published_to_generators_that_run_ahead() {
     let bench = Workbench::new();

@@ -7,6 +7,8 @@
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::path::{Path, PathBuf};
 
+use tch::Tensor;
+
 use crate::LibtorchError;
 
 unsafe extern "C" {
@@ -19,6 +21,15 @@ unsafe extern "C" {
     fn saddle_set_threads(threads: c_int) -> *mut c_char;
     fn saddle_threads(threads: *mut c_int) -> *mut c_char;
     fn saddle_use_deterministic_algorithms(enabled: bool) -> *mut c_char;
+    fn saddle_enter_stream(device: c_int) -> *mut c_char;
+    fn saddle_synchronize_stream(device: c_int) -> *mut c_char;
+    fn saddle_synchronize_device(device: c_int) -> *mut c_char;
+    fn saddle_frozen_linear(
+        input: *const c_void,
+        weight: *const c_void,
+        narrow: bool,
+        product: *mut *mut c_void,
+    ) -> *mut c_char;
     fn saddle_panel() -> i64;
     fn saddle_bf16_units() -> bool;
     fn saddle_linear(
@@ -142,6 +153,34 @@ pub(crate) fn threads() -> Result<usize, LibtorchError> {
 pub(crate) fn use_deterministic_algorithms(enabled: bool) -> Result<(), LibtorchError> {
     // SAFETY: takes a plain flag.
     checked("choosing deterministic algorithms", unsafe { saddle_use_deterministic_algorithms(enabled) })
+}
+
+/// Gives this thread a stream of its own on a CUDA device.
+pub(crate) fn enter_stream(device: c_int) -> Result<(), LibtorchError> {
+    // SAFETY: takes a plain number.
+    checked("entering a stream", unsafe { saddle_enter_stream(device) })
+}
+
+/// Waits for what this thread's stream on a CUDA device was given to do.
+pub(crate) fn synchronize_stream(device: c_int) -> Result<(), LibtorchError> {
+    // SAFETY: takes a plain number.
+    checked("waiting for a stream", unsafe { saddle_synchronize_stream(device) })
+}
+
+/// Waits for what every stream of a CUDA device was given to do.
+pub(crate) fn synchronize_device(device: c_int) -> Result<(), LibtorchError> {
+    // SAFETY: takes a plain number.
+    checked("waiting for a device", unsafe { saddle_synchronize_device(device) })
+}
+
+/// `saddle::frozen_linear` of `frozen.h`, which checks its operands.
+pub(crate) fn frozen_linear(input: &Tensor, weight: &Tensor, narrow: bool) -> Result<Tensor, LibtorchError> {
+    let mut product = std::ptr::null_mut();
+    // SAFETY: a `Tensor` holds a pointer to an `at::Tensor`, alive here for the length of the call, as is the place to write to.
+    let message = unsafe { saddle_frozen_linear(input.as_ptr().cast(), weight.as_ptr().cast(), narrow, &mut product) };
+    checked("a frozen product", message)?;
+    // SAFETY: without a message, `product` is an `at::Tensor` made by `new`, which nobody else owns: as tch has them.
+    Ok(unsafe { Tensor::from_ptr(product.cast()) })
 }
 
 /// Outputs side by side in a packed weight on this CPU.

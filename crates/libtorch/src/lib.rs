@@ -1,7 +1,8 @@
 //! What `tch` lacks, by a thin C++ shim over libtorch: loading CUDA at run time, intra-op threads per thread,
-//! deterministic algorithms, what the loaded library is, and [`kernels`] for decoding on a CPU.
+//! deterministic algorithms, streams, products with frozen bfloat16 weights, what the loaded library is, and [`kernels`] for
+//! decoding on a CPU.
 //!
-//! The shim is one C++ file, compiled against the libtorch that `make setup` fetched, and one `unsafe` Rust file; the
+//! The shim is two C++ files, compiled against the libtorch that `make setup` fetched, and one `unsafe` Rust file; the
 //! kernels are one more C++ file, compiled once for each instruction set. C++ exceptions are caught at the border and
 //! become [`LibtorchError`].
 
@@ -10,6 +11,7 @@ mod error;
 mod ffi;
 pub mod kernels;
 pub mod peaks;
+pub mod streams;
 
 pub use cuda::{CudaStatus, device, load_cuda};
 pub use error::LibtorchError;
@@ -41,6 +43,16 @@ pub fn cpu_capability() -> Result<String, LibtorchError> {
 #[must_use]
 pub fn has_bf16_units(device: tch::Device) -> bool {
     device.is_cuda() || ffi::cpu_has_bf16_units()
+}
+
+/// input · weightᵀ with a weight that is kept as bfloat16 and not trained: `[.., outputs]` in float32, from `input`
+/// `[.., inputs]` in float32 and `weight` `[outputs, inputs]` in bfloat16. `narrow`: multiplied as bfloat16, the input rounded to
+/// it; else as float32, the weight widened for the moment of the product. A backward pass keeps the weight as it is.
+///
+/// # Errors
+/// [`LibtorchError::Exception`] for operands of other kinds, a weight with gradients, or shapes that do not fit.
+pub fn frozen_linear(input: &tch::Tensor, weight: &tch::Tensor, narrow: bool) -> Result<tch::Tensor, LibtorchError> {
+    ffi::frozen_linear(input, weight, narrow)
 }
 
 /// Sets how many threads one operation may use when called **from this thread** (OpenMP's and MKL's thread-local

@@ -7,6 +7,7 @@
 #include <ATen/Parallel.h>
 #include <ATen/Version.h>
 #include <ATen/detail/CUDAHooksInterface.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 #include <caffe2/core/common.h>
 
 #include <dlfcn.h>
@@ -19,6 +20,7 @@
 #include <typeinfo>
 #include <vector>
 
+#include "frozen.h"
 #include "kernels.h"
 
 namespace {
@@ -120,6 +122,35 @@ char *saddle_use_deterministic_algorithms(bool enabled) {
     at::globalContext().setDeterministicAlgorithms(enabled, /*warn_only=*/false);
     // Would fill every fresh tensor to expose reads of uninitialised memory: a debugging aid, at the price of a pass.
     at::globalContext().setDeterministicFillUninitializedMemory(false);
+  });
+}
+
+char *saddle_enter_stream(int device) {
+  return guarded([&] {
+    // The registry knows CUDA's once its library is loaded; nothing of it is linked.
+    const c10::impl::VirtualGuardImpl guard(c10::DeviceType::CUDA);
+    const c10::Device cuda(c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(device));
+    guard.exchangeStream(guard.getStreamFromGlobalPool(cuda));
+  });
+}
+
+char *saddle_synchronize_stream(int device) {
+  return guarded([&] {
+    const c10::impl::VirtualGuardImpl guard(c10::DeviceType::CUDA);
+    guard.synchronizeStream(guard.getStream(c10::Device(c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(device))));
+  });
+}
+
+char *saddle_synchronize_device(int device) {
+  return guarded([&] {
+    c10::impl::VirtualGuardImpl(c10::DeviceType::CUDA).synchronizeDevice(static_cast<c10::DeviceIndex>(device));
+  });
+}
+
+char *saddle_frozen_linear(const void *input, const void *weight, bool narrow, void **product) {
+  return guarded([&] {
+    const auto tensor = [](const void *pointer) -> const at::Tensor & { return *static_cast<const at::Tensor *>(pointer); };
+    *product = new at::Tensor(saddle::frozen_linear(tensor(input), tensor(weight), narrow));
   });
 }
 

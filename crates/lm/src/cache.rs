@@ -48,6 +48,12 @@ impl KvCache {
         })
     }
 
+    /// What keys and values are kept in.
+    #[cfg(test)]
+    pub(crate) fn kind(&self) -> Kind {
+        self.keys[0].kind()
+    }
+
     /// Describes a step in which row r's new token stands at `positions[r]`.
     pub(crate) fn step(&self, positions: &[i64]) -> Result<Step, LmError> {
         let device = self.keys[0].device();
@@ -86,7 +92,7 @@ impl KvCache {
     ) -> Result<(Tensor, Tensor), LmError> {
         let append = |table: &Tensor, new: &Tensor| {
             let (_, _, heads, size) = table.size4()?;
-            let new = new.f_transpose(1, 2)?.f_reshape([step.rows, heads, size])?;
+            let new = new.f_transpose(1, 2)?.f_reshape([step.rows, heads, size])?.f_to_kind(table.f_kind()?)?;
             let _ = table.f_view([-1, heads, size])?.f_index_copy_(0, &step.entries, &new)?;
             Ok::<_, LmError>(table.f_narrow(0, 0, step.rows)?.f_narrow(1, 0, step.span)?.f_transpose(1, 2)?)
         };

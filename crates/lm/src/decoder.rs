@@ -53,6 +53,16 @@ impl<H: DecoderHead> Decoder<H> {
         Self::over(config, Parameters::new(weights, Kind::Float, device)?)
     }
 
+    /// This model with its frozen weights kept as `kind` on `device`, frozen; what is so already is shared. Adapters, and what
+    /// is trained beside them, are float32 in any case.
+    ///
+    /// # Errors
+    /// As [`Self::over`].
+    pub fn kept(&self, kind: Kind, device: Device) -> Result<Self, LmError> {
+        let parameters = self.parameters.kept(kind, device)?;
+        Ok(Self::over(self.config.clone(), parameters)?.in_precision(self.precision))
+    }
+
     /// The same decoder, with the matrix products of trunk and language-model head computed in `precision`. Its weights, and
     /// what else it computes, stay as they are.
     #[must_use]
@@ -85,7 +95,8 @@ impl<H: DecoderHead> Decoder<H> {
     }
 
     /// Every weight by its published name, with adapters merged into the projections beside which they stand. What is not
-    /// merged shares memory with this.
+    /// merged shares memory with this, unless it lies beneath adapters and is kept as bfloat16: what adapters add would be
+    /// lost in its rounding, so all of it is given as float32, on the CPU.
     ///
     /// # Errors
     /// Fails if libtorch does.
@@ -93,8 +104,13 @@ impl<H: DecoderHead> Decoder<H> {
         let (Some(base), Some(lora)) = (self.parameters.base(), self.parameters.lora()) else {
             return Ok(self.parameters.to_map());
         };
-        let mut weights = base.to_map();
-        merge(&self.config, &mut weights, &self.parameters.to_map(), lora.scale())?;
+        let (mut weights, mut trained) = (base.to_map(), self.parameters.to_map());
+        if base.flat().f_kind()? != Kind::Float {
+            for weight in weights.values_mut().chain(trained.values_mut()) {
+                *weight = weight.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?;
+            }
+        }
+        merge(&self.config, &mut weights, &trained, lora.scale())?;
         Ok(weights)
     }
 

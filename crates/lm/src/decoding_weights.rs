@@ -1,7 +1,7 @@
 //! A policy's weights as decoding uses them: on a CPU packed for products of few rows, on another device as they are.
 
 use crate::trunk::PackedTrunk;
-use crate::{KvCache, LmError, Parameters, Policy, Precision};
+use crate::{KvCache, LmError, Policy, Precision};
 use saddle_libtorch::kernels::{self, PackedWeight};
 use tch::{Device, Kind, Tensor};
 
@@ -41,18 +41,20 @@ impl DecodingWeights {
         let _guard = tch::no_grad_guard();
         let kind = precision.kind();
         if policy.device() != Device::Cpu {
-            let policy = match precision {
-                Precision::F32 => policy.replica()?.in_precision(Precision::F32),
-                Precision::Bf16 => {
-                    let parameters = Parameters::new(&policy.parameters().to_map(), kind, policy.device())?;
-                    Policy::over(policy.config().clone(), parameters)?
-                }
-            };
-            return Ok(Self { policy, packed: None });
+            return Self::plain(policy, precision);
         }
         let packed =
             Packed { trunk: policy.trunk().pack(kind)?, head: PackedWeight::new(policy.head().weight(), None, kind)? };
         Ok(Self { policy: policy.replica()?, packed: Some(packed) })
+    }
+
+    /// The weights as they are on a GPU: without packing, and frozen ones in bfloat16 if that is the precision.
+    fn plain(policy: &Policy, precision: Precision) -> Result<Self, LmError> {
+        let policy = match precision {
+            Precision::F32 => policy.replica()?,
+            Precision::Bf16 => policy.kept(precision.kind(), policy.device())?,
+        };
+        Ok(Self { policy: policy.in_precision(precision), packed: None })
     }
 
     /// The policy that these are the weights of.
@@ -63,7 +65,7 @@ impl DecodingWeights {
 
     /// An empty cache for `rows` sequences of up to `capacity` tokens.
     pub(crate) fn cache(&self, rows: usize, capacity: usize) -> Result<KvCache, LmError> {
-        let kind = if self.packed.is_some() { Kind::Float } else { self.policy.parameters().flat().kind() };
+        let kind = if self.packed.is_some() { Kind::Float } else { self.policy.precision().kind() };
         KvCache::new(self.policy.config(), rows, capacity, kind, self.policy.device())
     }
 
@@ -151,7 +153,7 @@ impl DecodingWeights {
 mod tests {
     use super::*;
     use crate::small_model::config;
-    use crate::{Architecture, DecoderConfig};
+    use crate::{Architecture, DecoderConfig, LoraConfig};
 
     fn policy(architecture: Architecture) -> Policy {
         let config = DecoderConfig {
@@ -192,10 +194,27 @@ mod tests {
         let _guard = tch::no_grad_guard();
         for architecture in Architecture::ALL {
             let policy = policy(architecture);
-            let plain = DecodingWeights { policy: policy.replica().unwrap(), packed: None };
+            let plain = DecodingWeights::plain(&policy, Precision::F32).unwrap();
             let packed = DecodingWeights::new(&policy, Precision::F32).unwrap();
             let difference = largest_difference(&logits(&plain), &logits(&packed));
             assert!(difference < 1e-5, "{architecture:?}: {difference}");
+        }
+    }
+
+    #[test]
+    fn unpacked_weights_and_cache_are_bf16_in_that_precision_and_adapters_stay_beside_them() {
+        let _guard = tch::no_grad_guard();
+        let lora = LoraConfig { rank: 2, ..LoraConfig::default() };
+        for architecture in Architecture::ALL {
+            let adapted = policy(architecture).adapted(&lora, 3).unwrap();
+            let _ = adapted.parameters().flat().shallow_clone().f_add_scalar_(0.1).unwrap();
+            let exact = logits(&DecodingWeights::plain(&adapted, Precision::F32).unwrap());
+            let half = DecodingWeights::plain(&adapted, Precision::Bf16).unwrap();
+            assert_eq!(half.cache(1, 4).unwrap().kind(), Kind::BFloat16);
+            assert_eq!(half.policy().parameters().base().unwrap().flat().kind(), Kind::BFloat16);
+            let scale = exact.abs().max().double_value(&[]).max(1.0);
+            let difference = largest_difference(&exact, &logits(&half)) / scale;
+            assert!((1e-6..0.1).contains(&difference), "{architecture:?}: {difference}");
         }
     }
 

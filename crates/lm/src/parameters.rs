@@ -4,7 +4,7 @@
 //! handful of element-wise operations, a gradient norm one reduction. The names are those of the published checkpoint.
 //!
 //! The buffer holds what is trained. It may lie on a **base**: other parameters, frozen, whose memory any number of models
-//! share. A name that is not in the buffer is looked up there. A model with low-rank adapters is held in this way (see
+//! share, and which may be kept as bfloat16. A name that is not in the buffer is looked up there. A model with low-rank adapters is held in this way (see
 //! [`LoraConfig`]): its own buffer, and with it its gradient, its optimiser's state and its snapshots, has the adapters only.
 
 use crate::lora::{Adapter, DOWN, UP};
@@ -41,16 +41,18 @@ impl Parameters {
     /// Fails if libtorch does, for instance out of memory.
     pub fn new(weights: &BTreeMap<String, Tensor>, kind: Kind, device: Device) -> Result<Self, LmError> {
         let _guard = no_grad_guard();
-        let columns = weights
-            .values()
-            .map(|weight| weight.f_to_device(device)?.f_to_kind(kind)?.f_reshape([-1]))
-            .collect::<Result<Vec<_>, _>>()?;
-        let flat = Tensor::f_cat(&columns, 0)?;
+        let count = weights.values().map(Tensor::numel).sum::<usize>();
+        let flat = Tensor::f_empty([count as i64], (kind, device))?;
+        let mut offset = 0;
+        for weight in weights.values() {
+            let length = weight.numel() as i64;
+            flat.f_narrow(0, offset, length)?.f_copy_(&weight.f_reshape([-1])?)?;
+            offset += length;
+        }
         Self::over(flat, weights.keys().cloned().collect(), weights.values().map(Tensor::size))
     }
 
-    /// `weights`, the adapters of `lora` among them, on the memory of `base`, which stays frozen. They are of its number
-    /// type and on its device.
+    /// `weights`, the adapters of `lora` among them, as float32 on the memory of `base`, which stays frozen.
     ///
     /// # Errors
     /// [`LmError::Mismatch`] if `base` lies on another base itself; else if libtorch fails.
@@ -58,7 +60,7 @@ impl Parameters {
         if base.base.is_some() {
             return Err(LmError::Mismatch("the model has adapters already; merge them into it first".into()));
         }
-        let own = Self::new(weights, base.flat.f_kind()?, base.flat.device())?;
+        let own = Self::new(weights, Kind::Float, base.flat.device())?;
         Ok(Self { base: Some(Base { parameters: Box::new(base.shared()?), lora: lora.clone() }), ..own })
     }
 
@@ -88,6 +90,24 @@ impl Parameters {
     pub fn snapshot(&self) -> Result<Self, LmError> {
         let _guard = no_grad_guard();
         self.with(self.flat.f_detach_copy()?)
+    }
+
+    /// The same weights, frozen, kept as `kind` on `device`: what is so already is shared, the rest copied. What lies on a
+    /// base is float32 in any case.
+    ///
+    /// # Errors
+    /// Fails if libtorch does.
+    pub fn kept(&self, kind: Kind, device: Device) -> Result<Self, LmError> {
+        let _guard = no_grad_guard();
+        let base = match &self.base {
+            Some(base) => {
+                Some(Base { parameters: Box::new(base.parameters.kept(kind, device)?), lora: base.lora.clone() })
+            }
+            None => None,
+        };
+        let kind = if base.is_some() { Kind::Float } else { kind };
+        let flat = self.flat.f_to_device(device)?.f_to_kind(kind)?;
+        Ok(Self { base, ..Self::over(flat, self.names.clone(), self.views.iter().map(Tensor::size))? })
     }
 
     /// The same buffer under views of their own, which record gradients apart from those of `self`.
@@ -132,6 +152,11 @@ impl Parameters {
             (None, Some(base)) => base.parameters.get(name),
             (None, None) => Err(LmError::MissingTensor(name.to_owned())),
         }
+    }
+
+    /// As [`Self::get`], in float32: for norms, biases and small heads, which nothing is saved by keeping narrower.
+    pub(crate) fn in_float(&self, name: &str) -> Result<Tensor, LmError> {
+        Ok(self.get(name)?.f_to_kind(Kind::Float)?)
     }
 
     fn own(&self, name: &str) -> Option<Tensor> {

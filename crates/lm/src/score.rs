@@ -17,7 +17,7 @@ impl DecoderHead for ScoreHead {
     const TRAINED_WHOLE: Option<&'static str> = Some(SCORE_HEAD);
 
     fn over(_: &DecoderConfig, parameters: &Parameters, _: &Trunk) -> Result<Self, LmError> {
-        parameters.get(SCORE_HEAD).map(Self)
+        parameters.in_float(SCORE_HEAD).map(Self)
     }
 }
 

@@ -6,8 +6,8 @@ use crate::encode::Sequence;
 use crate::scoring::{end_scores, score_rollouts};
 use saddle_core::Rollout;
 use saddle_lm::{
-    DecoderConfig, ModelCard, ModelDirectory, ModelKind, Normalizer, Policy, ScoreModel, Tokenizer, fresh_weights,
-    policy_shapes, score_shapes, train_bpe, trunk_shapes,
+    DecoderConfig, ModelCard, ModelDirectory, ModelKind, Normalizer, Parameters, Policy, Precision, ScoreModel,
+    Tokenizer, fresh_weights, policy_shapes, score_shapes, train_bpe, trunk_shapes,
 };
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -23,11 +23,19 @@ pub struct PolicyModel {
 }
 
 impl PolicyModel {
-    /// Reads the policy at `path`.
+    /// Reads the policy at `path`, its weights kept in float32.
     ///
     /// # Errors
     /// As [`ModelDirectory::weights`]; [`TrainingError::Unusable`] if the directory holds a score model.
     pub fn load(path: &Path, device: Device) -> Result<Self, TrainingError> {
+        Self::load_kept(path, Precision::F32, device)
+    }
+
+    /// As [`Self::load`], its weights kept in the precision `kept`.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn load_kept(path: &Path, kept: Precision, device: Device) -> Result<Self, TrainingError> {
         let directory = ModelDirectory::open(path)?;
         if let Some(card) = directory.card()?
             && card.kind != ModelKind::Policy
@@ -35,8 +43,10 @@ impl PolicyModel {
             return Err(wrong_kind(path, card.kind, ModelKind::Policy));
         }
         let config = directory.config()?;
-        let weights = directory.weights(&policy_shapes(&config), device)?;
-        Ok(Self { policy: Policy::from_weights(config, &weights, device)?, tokenizer: directory.tokenizer()? })
+        // Not to the device, which would hold it twice for a moment.
+        let weights = directory.weights(&policy_shapes(&config), Device::Cpu)?;
+        let parameters = Parameters::new(&weights, kept.kind(), device)?;
+        Ok(Self { policy: Policy::over(config, parameters)?, tokenizer: directory.tokenizer()? })
     }
 
     /// Writes the policy, adapters merged, to the directory `path`.
@@ -65,11 +75,25 @@ pub struct Scorer {
 }
 
 impl Scorer {
-    /// Reads the score model at `path`; `expected` is the kind that the caller needs, if it needs one.
+    /// Reads the score model at `path`, its weights kept in float32; `expected` is the kind that the caller needs, if it needs
+    /// one.
     ///
     /// # Errors
     /// As [`ModelDirectory::weights`]; [`TrainingError::Unusable`] if it is of another kind.
     pub fn load(path: &Path, expected: Option<ModelKind>, device: Device) -> Result<Self, TrainingError> {
+        Self::load_kept(path, expected, Precision::F32, device)
+    }
+
+    /// As [`Self::load`], its weights kept in the precision `kept`.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn load_kept(
+        path: &Path,
+        expected: Option<ModelKind>,
+        kept: Precision,
+        device: Device,
+    ) -> Result<Self, TrainingError> {
         let directory = ModelDirectory::open(path)?;
         let card = directory.card()?.ok_or_else(|| {
             TrainingError::Unusable(format!(
@@ -81,8 +105,8 @@ impl Scorer {
             return Err(wrong_kind(path, card.kind, expected.unwrap_or(ModelKind::Reward)));
         }
         let config = directory.config()?;
-        let weights = directory.weights(&score_shapes(&config, 1), device)?;
-        let model = ScoreModel::from_weights(config, &weights, device)?;
+        let weights = directory.weights(&score_shapes(&config, 1), Device::Cpu)?;
+        let model = ScoreModel::over(config, Parameters::new(&weights, kept.kind(), device)?)?;
         Ok(Self { model, tokenizer: directory.tokenizer()?, kind: card.kind, normalizer: card.normalizer })
     }
 

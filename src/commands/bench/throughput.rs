@@ -165,7 +165,6 @@ fn measure(args: &ThroughputArgs, counts: Counts, times: &Times) -> Result<f64, 
             reward: placed(counts.scorers),
             cost: placed(counts.scorers),
             reference: placed(counts.scorers),
-            learner: placed(1),
             ..PlacementSection::default()
         },
         edges: EdgesSection { flush_seconds: 0.0, ..EdgesSection::default() },

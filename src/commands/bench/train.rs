@@ -92,7 +92,8 @@ fn config(args: &BenchTrainArgs) -> Result<TrainConfig, Failure> {
     config.generation.max_new_tokens = args.new_tokens;
     config.generation.rows = args.prompts;
     let precision = args.precision.into();
-    config.precision = PrecisionSection { generation: precision, scoring: precision, learning: precision };
+    config.precision =
+        PrecisionSection { generation: precision, scoring: precision, learning: precision, ..config.precision };
     config.ppo.updates = WARM_UP + args.iterations as u64;
     config.ppo.batch_rollouts = args.prompts;
     config.critics.layout = match args.critics {

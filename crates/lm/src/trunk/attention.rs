@@ -101,10 +101,13 @@ impl Attention {
 }
 
 /// softmax(q kᵀ / √head_size) v with each key-value head shared by heads / kv_heads query heads: under `mask`, or under a
-/// causal one where there is none.
+/// causal one where there is none. In the number type of `key` and `value`, which a cache may keep as bfloat16; in that of
+/// `query` again.
 pub(super) fn attend(query: &Tensor, key: &Tensor, value: &Tensor, mask: Option<&Tensor>) -> Result<Tensor, LmError> {
     let grouped = query.size()[1] != key.size()[1];
-    Ok(Tensor::f_scaled_dot_product_attention(query, key, value, mask, 0.0, mask.is_none(), None, grouped)?)
+    let asked = query.f_to_kind(key.f_kind()?)?;
+    let given = Tensor::f_scaled_dot_product_attention(&asked, key, value, mask, 0.0, mask.is_none(), None, grouped)?;
+    Ok(given.f_to_kind(query.f_kind()?)?)
 }
 
 /// True where the row's token sees the column's, `[length, length]`: itself and the `window` − 1 tokens before it.

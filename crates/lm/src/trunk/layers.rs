@@ -26,7 +26,7 @@ impl Linear {
 
     /// `name.weight` `[outputs, inputs]` and `name.bias` `[outputs]`.
     pub(super) fn biased(name: &str, parameters: &Parameters) -> Result<Self, LmError> {
-        Ok(Self { bias: Some(parameters.get(&format!("{name}.bias"))?), ..Self::plain(name, parameters)? })
+        Ok(Self { bias: Some(parameters.in_float(&format!("{name}.bias"))?), ..Self::plain(name, parameters)? })
     }
 
     /// GPT-2's: `name.weight` `[inputs, outputs]` and `name.bias` `[outputs]`.
@@ -81,8 +81,8 @@ impl Norm {
     pub(super) fn over(name: &str, config: &DecoderConfig, parameters: &Parameters) -> Result<Self, LmError> {
         let centred = config.architecture == Architecture::Gpt2;
         Ok(Self {
-            weight: parameters.get(&format!("{name}.weight"))?,
-            bias: centred.then(|| parameters.get(&format!("{name}.bias"))).transpose()?,
+            weight: parameters.in_float(&format!("{name}.weight"))?,
+            bias: centred.then(|| parameters.in_float(&format!("{name}.bias"))).transpose()?,
             epsilon: config.rms_norm_eps,
         })
     }

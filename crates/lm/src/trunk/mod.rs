@@ -15,7 +15,7 @@ use attention::{Attention, attend, window_mask};
 use layers::{FeedForward, Norm};
 pub(crate) use packed::PackedTrunk;
 use positions::{Placed, Positions};
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 /// The layers between token ids and hidden states. Holds views of the [`Parameters`] that it was built over.
 #[derive(Debug)]
@@ -48,7 +48,7 @@ impl Trunk {
             .collect::<Result<_, _>>()?;
         let norm = if config.architecture == Architecture::Gpt2 { "transformer.ln_f" } else { "model.norm" };
         Ok(Self {
-            positions: Positions::new(config, parameters, &embedding)?,
+            positions: Positions::new(config, parameters, embedding.device())?,
             embedding,
             blocks,
             norm: Norm::over(norm, config, parameters)?,
@@ -98,6 +98,11 @@ impl Trunk {
         &self.embedding
     }
 
+    /// The vectors of `tokens`, `[.., hidden]` in float32.
+    fn embed(&self, tokens: &Tensor) -> Result<Tensor, LmError> {
+        Ok(Tensor::f_embedding(&self.embedding, tokens, -1, false, false)?.f_to_kind(Kind::Float)?)
+    }
+
     /// Whole sequences; `keep(layer, key, value)` sees each layer's keys and values.
     fn whole(
         &self,
@@ -123,7 +128,7 @@ impl Trunk {
         placed: &Placed,
         mut attention: impl FnMut(usize, &Tensor, &Tensor, &Tensor) -> Result<Tensor, LmError>,
     ) -> Result<Tensor, LmError> {
-        let mut hidden = placed.enter(Tensor::f_embedding(&self.embedding, tokens, -1, false, false)?)?;
+        let mut hidden = placed.enter(self.embed(tokens)?)?;
         let (batch, length) = tokens.size2()?;
         for (index, block) in self.blocks.iter().enumerate() {
             let normed = block.attention_norm.apply(&hidden)?;

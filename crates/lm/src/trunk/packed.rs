@@ -57,8 +57,7 @@ impl Trunk {
         places: (&[i64], &[i64]),
         cache: &mut KvCache,
     ) -> Result<Tensor, LmError> {
-        let tokens = Tensor::f_from_slice(tokens)?;
-        let mut hidden = Tensor::f_embedding(&self.embedding, &tokens, -1, false, false)?;
+        let mut hidden = self.embed(&Tensor::f_from_slice(tokens)?)?;
         if let Positions::Learned(vectors) = &self.positions {
             hidden = hidden.f_add(&vectors.f_index_select(0, &Tensor::f_from_slice(places.1)?)?)?;
         }

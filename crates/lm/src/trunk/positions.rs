@@ -21,15 +21,15 @@ pub(super) enum Placed {
 }
 
 impl Positions {
-    /// The positions of `config`, on the device and in the number type of its `embedding`.
-    pub(super) fn new(config: &DecoderConfig, parameters: &Parameters, embedding: &Tensor) -> Result<Self, LmError> {
+    /// The positions of `config` on `device`, in float32.
+    pub(super) fn new(config: &DecoderConfig, parameters: &Parameters, device: Device) -> Result<Self, LmError> {
         if config.architecture.is_rotary() {
-            return Self::rotary(config, embedding.kind(), embedding.device());
+            return Self::rotary(config, device);
         }
-        parameters.get("transformer.wpe.weight").map(Self::Learned)
+        parameters.in_float("transformer.wpe.weight").map(Self::Learned)
     }
 
-    fn rotary(config: &DecoderConfig, kind: Kind, device: Device) -> Result<Self, LmError> {
+    fn rotary(config: &DecoderConfig, device: Device) -> Result<Self, LmError> {
         let half = config.head_dim() / 2;
         let frequency = |i: usize| config.rope_theta.powf(-((2 * i) as f64) / config.head_dim() as f64);
         let stretch = |frequency| config.rope_scaling.map_or(frequency, |scaling| scaling.stretch(frequency));
@@ -37,7 +37,7 @@ impl Positions {
         let positions = Tensor::f_arange(config.max_position_embeddings as i64, (Kind::Double, Device::Cpu))?;
         let angles = positions.f_outer(&Tensor::f_from_slice(&frequencies)?)?;
         let angles = Tensor::f_cat(&[&angles, &angles], 1)?;
-        let place = |table: Tensor| table.f_to_kind(kind)?.f_to_device(device);
+        let place = |table: Tensor| table.f_to_kind(Kind::Float)?.f_to_device(device);
         Ok(Self::Rotary { cosine: place(angles.f_cos()?)?, sine: place(angles.f_sin()?)? })
     }
 

@@ -68,17 +68,20 @@ pub struct PlacementSection {
     pub cost: StagePlacement,
     /// Scorers of the reference log-probs.
     pub reference: StagePlacement,
-    /// The learner, of which there is one.
+    /// The learner, of which there is one. Its device is `run.device`, where the models are read.
     pub learner: StagePlacement,
     /// How far generators and scorers stand back behind the learner where they share cores, as `nice` counts it, 0 to 19. The
     /// learner is mostly what a run waits for; 5 gives it three times the share of another thread on its core.
     pub nice: i32,
+    /// Each stage on a GPU has a stream of its own, so that generation, scoring and learning overlap there. Without, they share
+    /// one and take turns on the GPU.
+    pub streams: bool,
 }
 
 impl Default for PlacementSection {
     fn default() -> Self {
-        let [generator, reward, cost, reference, learner] = std::array::from_fn(|_| StagePlacement::default());
-        Self { generator, reward, cost, reference, learner, nice: 5 }
+        let [generator, reward, cost, reference, learner] = <[StagePlacement; 5]>::default();
+        Self { generator, reward, cost, reference, learner, nice: 5, streams: true }
     }
 }
 
@@ -197,6 +200,11 @@ impl TrainConfig {
             return problems;
         }
         problems.section("placement", self.placement.problems());
+        let (home, own) = (&self.run.device, self.placement.learner.device.as_ref());
+        let message = format!(
+            "must be run.device, {home:?}, or left out: the learner computes where the models are read; set run.device, and a device for each stage that is to be elsewhere"
+        );
+        problems.require(own.is_none_or(|own| own == home), "placement.learner.device", message);
         problems.section("edges", self.edges.problems());
         problems.section("supervision", self.supervision.problems());
         problems.section("telemetry", self.telemetry.problems());
@@ -370,6 +378,14 @@ mod tests {
     fn the_defaults_can_be_run() {
         assert_eq!(problems(""), Vec::<String>::new());
         assert_eq!(problems("schedule.staleness = 0\ncorrection.kind = \"none\""), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_learner_elsewhere_than_the_run_is_refused() {
+        assert_eq!(problems("placement.learner.device = \"cuda:1\""), ["placement.learner.device"]);
+        assert!(problems("run.device = \"cuda:1\"\nplacement.learner.device = \"cuda:1\"").is_empty());
+        let message = config("placement.learner.device = \"cuda:1\"").problems().to_string();
+        assert!(message.contains("\"cpu\"") && message.contains("set run.device"), "{message}");
     }
 
     #[test]

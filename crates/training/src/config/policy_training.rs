@@ -154,7 +154,8 @@ impl Default for GenerationSection {
 }
 
 /// `[precision]`: what the matrix products of each stage are computed in: `f32`, or `bf16`, with half the memory to read and,
-/// on processors with units for it, several times the speed. Weights that are trained, sums, norms and losses are f32 always.
+/// on processors with units for it, several times the speed; and what the weights that are not trained are kept in. Weights that
+/// are trained, sums, norms and losses are f32 always.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct PrecisionSection {
@@ -164,6 +165,11 @@ pub struct PrecisionSection {
     pub scoring: Precision,
     /// Forward and backward passes of policy and critics.
     pub learning: Precision,
+    /// What frozen weights are kept in: those of the reward and cost models and of the reference and, with `[lora]`, those
+    /// beneath the adapters of policy and critics. `bf16` halves their memory and rounds them once, whatever the stages compute
+    /// in; they are multiplied as they are, or widened matrix by matrix where a stage computes in f32. Without `[lora]` the
+    /// policy and the critics are trained whole, in f32, and the reference is a copy of its own.
+    pub frozen: Precision,
 }
 
 /// `[critics]`: the value estimates of the reward and the cost stream.

@@ -268,6 +268,36 @@ fn numbers_that_are_not_finite_change_nothing_and_the_third_time_in_a_row_ends_t
     assert!(matches!(&error, TrainingError::Diverged(message) if message.contains("3 updates in a row")), "{error}");
 }
 
+/// The weights beneath adapters are rounded; that moves the adapters' gradient as little as computing with rounded ones does.
+#[test]
+fn adapters_over_frozen_bf16_weights_have_gradients_close_to_those_over_f32() {
+    let gradient = |kept: tch::Kind, learning: &str| {
+        let config = config(&format!("lora = {{ rank = 2 }}\nprecision.learning = \"{learning}\""));
+        let lora = config.lora.clone().unwrap();
+        let base = policy().kept(kept, Device::Cpu).unwrap();
+        let scorers = [2, 3].map(|seed| {
+            let scorer = ScoreModel::fresh(decoder(), 1, seed, Device::Cpu).unwrap();
+            scorer.kept(kept, Device::Cpu).unwrap()
+        });
+        let critics = CriticSet::new(&config.critics, Some(&lora), &scorers.each_ref(), 0, Device::Cpu).unwrap();
+        let mut learner = Learner::new(config, base.adapted(&lora, 0).unwrap(), critics, Ptx::default()).unwrap();
+        learner.version = PolicyVersion(5);
+        let metrics = learner.update(&rollouts(0, |_| 0.0), &[0.5]).unwrap();
+        assert!(metric(&metrics, "grad_norm_critic") > 0.0);
+        assert_eq!(learner.policy().parameters().flat().kind(), tch::Kind::Float, "what is trained");
+        assert_eq!(base.parameters().flat().kind(), kept, "what is not");
+        gradient(&learner)
+    };
+    let exact = gradient(tch::Kind::Float, "f32");
+    let norm = |values: &[f32]| values.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt();
+    for learning in ["f32", "bf16"] {
+        let rounded = gradient(tch::Kind::BFloat16, learning);
+        let apart: Vec<f32> = exact.iter().zip(&rounded).map(|(one, other)| one - other).collect();
+        let relative = norm(&apart) / norm(&exact);
+        assert!((1e-5..0.1).contains(&relative), "{learning}: {relative}");
+    }
+}
+
 #[test]
 fn with_adapters_an_update_moves_them_and_the_critics_and_leaves_the_models_beneath() {
     for layout in ["separate", "two_headed"] {

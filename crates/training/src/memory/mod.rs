@@ -4,13 +4,14 @@
 //! A model in training holds its weights, the sum of gradients, and AdamW's two moments; a step needs three times the
 //! weights besides for a moment. With adapters all of this is of the adapters, over weights that are shared: the policy's
 //! with the reference, a critic's with its score model. Frozen models are shared by the stages of a device and copied to
-//! others. An update needs what the backward passes of policy and critics keep of a micro-batch. In the synchronous schedule stages take turns, so
-//! that what they work with is there one at a time; in the asynchronous one it adds up.
+//! others. A generator has weights of its own where they are not the shared ones as they are: packed on a CPU, rounded on a
+//! GPU. An update needs what the backward passes of policy and critics keep of a micro-batch. In the synchronous schedule
+//! stages take turns, so that what they work with is there one at a time; in the asynchronous one it adds up.
 
 mod sizes;
 
 use crate::config::{Critics, StagePlacement, TrainConfig};
-use saddle_lm::{DecoderConfig, LmError};
+use saddle_lm::{DecoderConfig, LmError, Precision};
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -24,8 +25,8 @@ const SLACK: f64 = 0.25;
 const OPTIMIZER: usize = 3;
 /// Times the weights that an optimiser step needs for a moment.
 const STEP: usize = 3;
-/// Bytes of a float32 number: everything is computed and kept in float32.
-const NUMBER_BYTES: u64 = 4;
+/// Of what is trained and of what is computed: float32.
+const FULL: Precision = Precision::F32;
 const GIB: f64 = (1u64 << 30) as f64;
 
 /// The shapes of a run's models.
@@ -117,6 +118,7 @@ impl Planner<'_> {
         self.learner()?;
         self.generators()?;
         let policy = sizes::policy_weights(&self.shapes.policy);
+        self.widened();
         let work = sizes::logits(&self.shapes.policy, self.response_tokens(), 3);
         let passing = sizes::passing(&self.shapes.policy, self.scored_tokens());
         self.frozen("reference", &placement.reference, policy, work + passing);
@@ -146,8 +148,9 @@ impl Planner<'_> {
         let what = if self.config.lora.is_some() { "adapters" } else { "weights" };
         let critics_called = format!("{} × critic", critics.len());
         for (whose, numbers) in [("policy", policy), (critics_called.as_str(), trained.iter().sum())] {
-            self.add(&device, "learner", format!("{what} of {whose}"), numbers, false);
-            self.add(&device, "learner", format!("gradients and moments of {whose}"), OPTIMIZER * numbers, false);
+            self.add(&device, "learner", format!("{what} of {whose}"), (numbers, FULL), false);
+            let state = (OPTIMIZER * numbers, FULL);
+            self.add(&device, "learner", format!("gradients and moments of {whose}"), state, false);
         }
         let tokens = self.learnt_tokens();
         let activations = |shape| sizes::activations(shape, tokens, self.sequence_tokens(), device == "cpu");
@@ -156,7 +159,14 @@ impl Planner<'_> {
             + critics.iter().map(|(shape, _)| activations(shape)).sum::<usize>();
         let step = STEP * trained.into_iter().fold(policy, usize::max);
         let what = format!("activations of {tokens} tokens, or an optimiser step");
-        self.add(&device, "learner", what, kept.max(step), true);
+        self.add(&device, "learner", what, (kept.max(step), FULL), true);
+        // Weights that are rounded for a product are kept for its backward pass; those that are kept rounded already are not.
+        let is_kept_narrow = self.config.lora.is_some() && self.config.precision.frozen == Precision::Bf16;
+        if self.config.precision.learning == Precision::Bf16 && !is_kept_narrow {
+            let critics = critics.iter().map(|(shape, heads)| sizes::score_weights(shape, *heads));
+            let rounded = sizes::policy_weights(&self.shapes.policy) + critics.sum::<usize>();
+            self.add(&device, "learner", "weights rounded to bf16".to_owned(), (rounded, Precision::Bf16), true);
+        }
         Ok(())
     }
 
@@ -176,25 +186,49 @@ impl Planner<'_> {
 
     fn generators(&mut self) -> Result<(), LmError> {
         let placement = &self.config.placement.generator;
-        let device = self.device(placement);
+        let (device, precision) = (self.device(placement), self.config.precision.generation);
         let (count, rows) = (if self.plan.in_turns { 1 } else { placement.count }, self.config.generation.rows);
         let shape = &self.shapes.policy;
         if !self.plan.in_turns {
             let (home, published) = (self.config.run.device.clone(), PUBLISHED * self.trained_policy()?);
             let what = if self.config.lora.is_some() { "adapters" } else { "weights" };
-            self.add(&home, "learner", format!("{PUBLISHED} × published {what}"), published, false);
+            self.add(&home, "learner", format!("{PUBLISHED} × published {what}"), (published, FULL), false);
             if device != home {
-                let weights = sizes::policy_weights(shape);
-                self.add(&device, "generator", format!("{count} × copy of the weights"), count * weights, false);
+                let weights = (count * sizes::policy_weights(shape), self.policy_kept());
+                self.add(&device, "generator", format!("{count} × copy of the weights"), weights, false);
             }
         }
+        let weights = (count * sizes::policy_weights(shape), precision);
+        let on_cpu = device == "cpu";
+        if on_cpu {
+            self.add(&device, "generator", format!("{count} × packed weights"), weights, false);
+        } else if precision == Precision::Bf16 && self.policy_kept() == FULL {
+            self.add(&device, "generator", format!("{count} × weights rounded to bf16"), weights, false);
+        }
         let capacity = self.sequence_tokens();
-        let cache = count * sizes::key_value_cache(shape, rows, capacity);
+        let cache = (count * sizes::key_value_cache(shape, rows, capacity), if on_cpu { FULL } else { precision });
         self.add(&device, "generator", format!("{count} × keys and values of {rows} × {capacity} tokens"), cache, true);
         let prompts = sizes::passing(shape, rows * self.config.prompts.max_tokens);
         let work = count * (prompts + sizes::logits(shape, rows, 6));
-        self.add(&device, "generator", "prompts and logits".to_owned(), work, true);
+        self.add(&device, "generator", "prompts and logits".to_owned(), (work, FULL), true);
         Ok(())
+    }
+
+    /// What the policy's weights are kept in, those beneath adapters if it has any.
+    fn policy_kept(&self) -> Precision {
+        if self.config.lora.is_some() { self.config.precision.frozen } else { FULL }
+    }
+
+    /// Where a stage computes in float32 with narrower weights, one matrix of them at a time is widened.
+    fn widened(&mut self) {
+        let precision = &self.config.precision;
+        if precision.frozen == FULL || [precision.scoring, precision.learning].iter().all(|each| *each != FULL) {
+            return;
+        }
+        let (device, shapes) = (self.config.run.device.clone(), self.shapes);
+        let scorers = std::iter::once(&shapes.reward).chain(&shapes.costs);
+        let largest = scorers.chain([&shapes.policy]).map(sizes::largest_matrix).max().unwrap_or(0);
+        self.add(&device, "frozen weights", "a matrix, widened".to_owned(), (largest, FULL), true);
     }
 
     fn scorer(&mut self, stage: &'static str, placement: &StagePlacement, shape: &DecoderConfig) {
@@ -206,16 +240,26 @@ impl Planner<'_> {
     fn frozen(&mut self, stage: &'static str, placement: &StagePlacement, weights: usize, work: usize) {
         let (home, device) = (self.config.run.device.clone(), self.device(placement));
         let count = if self.plan.in_turns { 1 } else { placement.count };
-        self.add(&home, stage, "weights".to_owned(), weights, false);
+        let kept = self.config.precision.frozen;
+        self.add(&home, stage, "weights".to_owned(), (weights, kept), false);
         if device != home {
-            self.add(&device, stage, format!("{count} × copy of the weights"), count * weights, false);
+            self.add(&device, stage, format!("{count} × copy of the weights"), (count * weights, kept), false);
         }
-        self.add(&device, stage, format!("{count} × states of {} tokens", self.scored_tokens()), count * work, true);
+        let states = format!("{count} × states of {} tokens", self.scored_tokens());
+        self.add(&device, stage, states, (count * work, FULL), true);
     }
 
-    /// Adds a part of so many numbers.
-    fn add(&mut self, device: &str, stage: &'static str, what: String, numbers: usize, working: bool) {
-        self.push(device, Part { stage, what, bytes: NUMBER_BYTES * numbers as u64, working });
+    /// Adds a part of so many numbers, each of a width.
+    fn add(
+        &mut self,
+        device: &str,
+        stage: &'static str,
+        what: String,
+        (numbers, width): (usize, Precision),
+        working: bool,
+    ) {
+        let bytes = width.kind().elt_size_in_bytes() as u64 * numbers as u64;
+        self.push(device, Part { stage, what, bytes, working });
     }
 
     fn push(&mut self, device: &str, part: Part) {

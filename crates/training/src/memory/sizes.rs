@@ -16,6 +16,11 @@ pub(super) fn score_weights(shape: &DecoderConfig, heads: usize) -> usize {
     count(&score_shapes(shape, heads))
 }
 
+/// Numbers in the largest matrix of a model.
+pub(super) fn largest_matrix(shape: &DecoderConfig) -> usize {
+    policy_shapes(shape).iter().map(|each| count(std::slice::from_ref(each))).max().unwrap_or(0)
+}
+
 /// Adapters of a model.
 pub(super) fn adapters(lora: &LoraConfig, shape: &DecoderConfig) -> Result<usize, LmError> {
     lora.parameter_count(shape)
