@@ -93,7 +93,7 @@ impl<E: Engines> Learner<E> {
             return None;
         }
         let next = self.run.ledger.unfinished(size);
-        let whole = next.iter().all(|ordinal| self.held.contains_key(ordinal));
+        let whole = next.len() == size && next.iter().all(|ordinal| self.held.contains_key(ordinal));
         whole.then(|| next.iter().filter_map(|ordinal| self.held.remove(ordinal)).collect())
     }
 

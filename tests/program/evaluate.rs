@@ -56,8 +56,9 @@ fn greedy_answers_are_those_of_generate() {
 
 #[test]
 fn one_of_several_constraints_is_named() {
-    let bench =
-        trained("--set constraints.other.from=fixture/cost-model/model --set constraints.other.dual.cost_limit=1");
+    let bench = trained(
+        r#"--set constraints.other.from=fixture/cost-model/model --set constraints.other.dual={cost_limit=1,estimator={kind="window"}}"#,
+    );
     let evaluate = format!("evaluate run --prompts {HELD_OUT} --responses 2");
     for more in ["", "--constraint third"] {
         let outcome = bench.saddle(&format!("{evaluate} {more}"));
