@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup fetch demo smollm2 test check bench interop cargo
+.PHONY: help setup fetch demo smollm2 test check bench gpu interop cargo
 # Doors share cargo's lock and the machine's cores: one after the other.
 .NOTPARALLEL:
 
@@ -43,6 +43,10 @@ check: cargo setup ## formatting, lints, documentation, dependencies: warnings a
 
 bench: cargo setup ## run the benchmarks (ARGS=filter)
 	cargo bench --workspace --benches -- $(ARGS)
+
+gpu: cargo setup ## the GPU's checks and benches, a table, after make setup CUDA=1 (ARGS="--device cpu --quick" tries the script)
+	cargo build --release
+	scripts/gpu-checks $(ARGS)
 
 interop: cargo setup ## compare with transformers, gguf and sentencepiece (ARGS="families smollm2"; fetches 3 GB once)
 	tests/interop/run $(ARGS)

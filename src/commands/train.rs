@@ -62,6 +62,6 @@ fn room(plan: &MemoryPlan, device_gib: Option<f64>) -> Result<String, Failure> {
     let Some((device, bytes)) = full else { return Ok(format!("fits: every device has {device_gib} GiB")) };
     let needed = bytes as f64 / GIB;
     Err(Failure::usage(format!(
-        "{device} has {device_gib} GiB, and the run needs about {needed:.2}:\n{plan}lower generation.rows or ppo.micro_batch_tokens, share a critic by critics.layout = \"two_headed\", or train adapters by [lora]"
+        "{device} has {device_gib} GiB, and the run needs about {needed:.2}:\n{plan}lower generation.rows or ppo.micro_batch_tokens, share a critic by critics.layout = \"two_headed\", train adapters by [lora], or keep frozen weights by precision.frozen = \"bf16\""
     )))
 }

@@ -74,6 +74,25 @@ fn adapters_share_the_weights_beneath_and_need_no_optimiser_for_them() {
 }
 
 #[test]
+fn frozen_weights_in_bf16_take_half_and_generators_have_none_of_their_own_on_a_gpu() {
+    let run = "--set lora.rank=16 --set critics.layout=two_headed --set schedule.kind=asynchronous";
+    let plan = |more: &str| plan_of_seven_billion(&format!("{run} {more}"));
+    let (full, half) = (plan(""), plan("--set precision.frozen=bf16"));
+    for stage in ["reference", "reward", "cost"] {
+        let part = format!("{stage}: weights");
+        assert!((gib(&full, &part) - 2.0 * gib(&half, &part)).abs() < 0.02, "{full}{half}");
+    }
+    assert_eq!(gib(&full, "learner: adapters of policy"), gib(&half, "learner: adapters of policy"));
+    assert!(gib(&half, "generator: 1 × packed weights") > 25.0 && half.contains("a matrix, widened"), "{half}");
+    let precision = "--set precision={frozen=\"bf16\",generation=\"bf16\",scoring=\"bf16\",learning=\"bf16\"}";
+    let gpu = plan(&format!("--set run.device=cuda:0 {precision}"));
+    assert!(!gpu.contains("generator: 1 × packed") && !gpu.contains("widened"), "{gpu}");
+    assert!(!gpu.contains("rounded to bf16"), "{gpu}");
+    let rounded = plan("--set run.device=cuda:0 --set precision.generation=bf16");
+    assert!(gib(&rounded, "generator: 1 × weights rounded to bf16") > 12.0, "{rounded}");
+}
+
+#[test]
 fn another_device_has_copies_of_its_own() {
     let plan = plan_of_seven_billion(
         "--set schedule.kind=asynchronous --set run.device=cuda:0 --set placement.reward={device=\"cuda:1\",count=2}",
@@ -112,8 +131,11 @@ fn a_shape_that_is_not_known_is_said_and_matters_only_to_who_asks() {
 fn the_recipe_of_beaver_is_planned_without_its_models() {
     let recipe = format!("train --config {CONFIGS}/beaver-7b.toml --dry-run --shape {CONFIGS}/llama-7b.json");
     let bench = Workbench::new();
-    let plan = bench.succeed(&format!("{recipe} --device-memory-gib 160")).stdout;
+    let plan = bench.succeed(&format!("{recipe} --device-memory-gib 79")).stdout;
     assert!(gib(&plan, "at the most") > 40.0 && plan.contains("# memory of cuda:0, estimated"), "{plan}");
-    assert!(plan.contains("# fits: every device has 160 GiB"), "{plan}");
+    assert!(plan.contains("# fits: every device has 79 GiB"), "{plan}");
+    let weights = 6_738_423_808.0 * 2.0 / 1024f64.powi(3);
+    assert!((gib(&plan, "reference: weights") - weights).abs() < 0.01, "{plan}");
+    bench.refuse(&format!("{recipe} --set precision.frozen=f32 --device-memory-gib 79"), &["cuda:0 has 79 GiB"]);
     bench.refuse(&format!("{recipe} --device-memory-gib 40"), &["cuda:0 has 40 GiB"]);
 }
