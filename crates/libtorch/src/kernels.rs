@@ -2,8 +2,9 @@
 //! over a cache, and what stands between them. Tensors are float32, contiguous and on the CPU; nothing records gradients.
 //!
 //! A thin product takes as long as reading its weights. Here they are read once, in order, in the layout that registers
-//! want; stored as bfloat16 they are half as long, and are widened on the way. Every number is summed in an order that
-//! does not depend on what else is computed beside it: a row's result is the same, to the bit, in any batch.
+//! want; stored as bfloat16 they are half as long, and so are the inputs, which are rounded too: products of a processor's
+//! units for bfloat16, or of the widened numbers where it has none, summed in float32. Every number is summed in an order
+//! that does not depend on what else is computed beside it: a row's result is the same, to the bit, in any batch.
 
 use crate::{LibtorchError, ffi};
 use std::ptr;
@@ -12,7 +13,7 @@ use tch::{Device, Kind, Tensor};
 /// A linear layer's weight in the layout of the kernels.
 #[derive(Debug)]
 pub struct PackedWeight {
-    /// `[panels, inputs, panel]`.
+    /// `[panels, inputs, panel]`; of bfloat16, pairs of inputs side by side: `[panels, ⌈inputs / 2⌉, panel, 2]`.
     panels: Tensor,
     /// `[panels · panel]`.
     bias: Option<Tensor>,
@@ -33,16 +34,16 @@ impl PackedWeight {
         let width = ffi::panel();
         let panels = (outputs + width - 1) / width;
         let padding = panels * width - outputs;
-        let weight = weight.f_detach()?.f_to_device(Device::Cpu)?.f_to_kind(storage)?;
-        let padded = if padding > 0 { weight.f_constant_pad_nd([0, 0, 0, padding])? } else { weight };
-        let halves = padded.f_view([panels, 2, width / 2, inputs])?;
-        let order = match storage {
-            Kind::Float => [0, 3, 1, 2],
-            // The two halves of a panel alternate, so that one shift or mask widens all of a half.
-            Kind::BFloat16 => [0, 3, 2, 1],
+        let group = match storage {
+            Kind::Float => 1,
+            Kind::BFloat16 => 2,
             other => return Err(operand(format!("weights are packed as Float or BFloat16, not {other:?}"))),
         };
-        let panels = halves.f_permute(order)?.f_contiguous()?.f_view([panels, inputs, width])?;
+        let depth = (inputs + group - 1) / group;
+        let weight = weight.f_detach()?.f_to_device(Device::Cpu)?.f_to_kind(storage)?;
+        let fits = padding == 0 && depth * group == inputs;
+        let padded = if fits { weight } else { weight.f_constant_pad_nd([0, depth * group - inputs, 0, padding])? };
+        let panels = padded.f_view([panels, width, depth, group])?.f_transpose(1, 2)?.f_contiguous()?;
         let bias = bias
             .map(|bias| {
                 let bias = bias.f_detach()?.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?;
@@ -53,7 +54,8 @@ impl PackedWeight {
     }
 }
 
-/// input · weightᵀ + bias for each of `weights`, which are all of one kind: `[rows, outputs]` from `input` `[rows, inputs]`.
+/// input · weightᵀ + bias for each of `weights`, which are all of one kind: `[rows, outputs]` from `input` `[rows, inputs]`,
+/// which is rounded to that kind.
 ///
 /// # Errors
 /// [`LibtorchError::Operand`] if shapes or kinds do not fit.
@@ -192,6 +194,21 @@ pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor, LibtorchError> {
     let count = gate.numel() as i64;
     ffi::swiglu(gate.data_ptr().cast(), up.data_ptr().cast(), out.data_ptr().cast(), count)?;
     Ok(out)
+}
+
+/// For each row of `logits` `[rows, vocabulary]` the token at which the cumulative softmax(logits / `temperature`) passes the
+/// row's number of `uniforms`, in [0, 1), and the token's log-probability; at temperature 0 the first of the likeliest, with
+/// its log-probability at temperature 1. A token whose probability is below e⁻⁸⁷ of the likeliest's is never drawn.
+///
+/// # Errors
+/// [`LibtorchError::Operand`] if shapes or kinds do not fit, or the temperature is below zero.
+pub fn choose(logits: &Tensor, temperature: f64, uniforms: &[f64]) -> Result<(Vec<i64>, Vec<f32>), LibtorchError> {
+    let width = logits.size().last().copied().unwrap_or(0);
+    require(logits, &[uniforms.len() as i64, width])?;
+    if width == 0 || temperature.is_nan() || temperature < 0.0 {
+        return Err(operand(format!("a choice of {width} tokens at temperature {temperature}")));
+    }
+    ffi::choose(logits.data_ptr().cast(), width, temperature, uniforms)
 }
 
 /// Refuses a tensor that the kernels cannot read as `shape`.
