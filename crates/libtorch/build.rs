@@ -40,7 +40,7 @@ fn main() {
 /// Compiles the kernels for one instruction set; always optimised, since nothing else makes them what they are.
 fn kernels(set: &str, lanes: usize, flags: &[&str]) {
     let mut build = cc::Build::new();
-    build.cpp(true).std("c++17").opt_level(3).debug(false).flag("-ffp-contract=fast");
+    build.cpp(true).std("c++17").opt_level(3).debug(false).flag("-ffp-contract=fast").flag("-fno-math-errno");
     for flag in flags {
         build.flag(flag);
     }

@@ -48,6 +48,27 @@ unsafe extern "C" {
         tokens: *mut i64,
         log_probs: *mut f32,
     ) -> *mut c_char;
+    fn saddle_adamw(
+        step: *const Step,
+        weights: *mut f32,
+        gradient: *mut f32,
+        means: *mut f32,
+        squares: *mut f32,
+        count: i64,
+    ) -> *mut c_char;
+}
+
+/// `Step` of `kernels.h`.
+#[repr(C)]
+pub(crate) struct Step {
+    pub(crate) scale: f32,
+    pub(crate) beta1: f32,
+    pub(crate) beta2: f32,
+    pub(crate) mean_correction: f32,
+    pub(crate) square_correction: f32,
+    pub(crate) epsilon: f32,
+    pub(crate) rate: f32,
+    pub(crate) decay: f32,
 }
 
 /// `Product` of `kernels.h`.
@@ -219,4 +240,11 @@ pub(crate) fn choose(
     let message = unsafe { saddle_choose(logits, rows as i64, width, temperature, uniforms, chosen, scores) };
     checked("a choice", message)?;
     Ok((tokens, log_probs))
+}
+
+/// Weights, gradient, means and squares are as [`linear`] says, each of `count` numbers, and share no memory.
+pub(crate) fn adamw(step: &Step, tensors: [*mut f32; 4], count: i64) -> Result<(), LibtorchError> {
+    let [weights, gradient, means, squares] = tensors;
+    // SAFETY: the pointers are as the caller has checked; the shim writes these four only.
+    checked("an optimiser step", unsafe { saddle_adamw(step, weights, gradient, means, squares, count) })
 }

@@ -341,9 +341,22 @@ void choose(const float *logits, int64_t width, double temperature, const double
   }
 }
 
+void adamw(const Step &step, float *__restrict weights, float *__restrict gradient, float *__restrict means,
+           float *__restrict squares, int64_t begin, int64_t end) {
+  const Step s = step;
+  const float rate = s.rate / s.mean_correction;
+  for (int64_t i = begin; i < end; i++) {
+    const float slope = gradient[i] * s.scale;
+    const float mean = means[i] * s.beta1 + slope * (1.0f - s.beta1);
+    const float square = squares[i] * s.beta2 + slope * slope * (1.0f - s.beta2);
+    weights[i] = weights[i] * s.decay - rate * mean / (__builtin_sqrtf(square / s.square_correction) + s.epsilon);
+    means[i] = mean, squares[i] = square, gradient[i] = 0.0f;
+  }
+}
+
 }  // namespace
 
 const Kernels SADDLE_KERNELS = {PANEL,  linear<float>, linear<uint32_t>, pair,  store,
-                                attend, rms_norm,      swiglu,           choose};
+                                attend, rms_norm,      swiglu,           choose, adamw};
 
 }  // namespace saddle

@@ -37,6 +37,18 @@ struct Attention {
   int64_t window;  // how many tokens a token sees, itself included; 0: all before it
 };
 
+// A step of AdamW.
+struct Step {
+  float scale;  // of the gradient
+  float beta1;
+  float beta2;
+  float mean_correction;    // 1 − beta1^steps
+  float square_correction;  // 1 − beta2^steps
+  float epsilon;
+  float rate;
+  float decay;  // what is left of a weight
+};
+
 struct Kernels {
   int64_t panel;
   // Panels of a product; `depth` in numbers, or in words.
@@ -57,6 +69,8 @@ struct Kernels {
   // log-probability; at temperature 0 the first of the likeliest, at temperature 1. `masses` has room for a row.
   void (*choose)(const float *logits, int64_t width, double temperature, const double *uniforms, double *masses,
                  int64_t *tokens, float *log_probs, int64_t begin, int64_t end);
+  // Elements of a step; the gradient is zero then.
+  void (*adamw)(const Step &, float *weights, float *gradient, float *means, float *squares, int64_t begin, int64_t end);
 };
 
 extern const Kernels kernels_baseline;

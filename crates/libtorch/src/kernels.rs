@@ -211,6 +211,55 @@ pub fn choose(logits: &Tensor, temperature: f64, uniforms: &[f64]) -> Result<(Ve
     ffi::choose(logits.data_ptr().cast(), width, temperature, uniforms)
 }
 
+/// A step of AdamW (arXiv 1711.05101).
+#[derive(Clone, Copy, Debug)]
+pub struct AdamWStep {
+    /// What the gradient is multiplied with first.
+    pub scale: f64,
+    /// Decays of the means of gradients and of their squares.
+    pub betas: (f64, f64),
+    /// Steps taken, this one included.
+    pub steps: u64,
+    /// Added to the root of the mean square.
+    pub epsilon: f64,
+    /// Learning rate.
+    pub rate: f64,
+    /// Weights shrink by this times the rate.
+    pub weight_decay: f64,
+}
+
+/// Changes `weights`, and the means `means` and `squares` of gradients and of their squares, by `gradient`, which is zero
+/// then. All four are `[count]`, and none shares memory with another.
+///
+/// # Errors
+/// [`LibtorchError::Operand`] if shapes or kinds do not fit.
+pub fn adamw(
+    step: &AdamWStep,
+    weights: &mut Tensor,
+    gradient: &mut Tensor,
+    (means, squares): (&mut Tensor, &mut Tensor),
+) -> Result<(), LibtorchError> {
+    let tensors = [weights, gradient, means, squares];
+    let count = tensors[0].numel() as i64;
+    tensors.iter().try_for_each(|tensor| require(tensor, &[count]))?;
+    let pointers = tensors.map(|tensor| tensor.data_ptr().cast::<f32>());
+    if (1..4).any(|index| pointers[..index].contains(&pointers[index])) {
+        return Err(operand("weights, gradient and means share memory".to_owned()));
+    }
+    let correction = |beta: f64| (1.0 - beta.powf(step.steps as f64)) as f32;
+    let step = ffi::Step {
+        scale: step.scale as f32,
+        beta1: step.betas.0 as f32,
+        beta2: step.betas.1 as f32,
+        mean_correction: correction(step.betas.0),
+        square_correction: correction(step.betas.1),
+        epsilon: step.epsilon as f32,
+        rate: step.rate as f32,
+        decay: (1.0 - step.rate * step.weight_decay) as f32,
+    };
+    ffi::adamw(&step, pointers, count)
+}
+
 /// Refuses a tensor that the kernels cannot read as `shape`.
 fn require(tensor: &Tensor, shape: &[i64]) -> Result<(), LibtorchError> {
     let fits = tensor.size() == shape

@@ -37,18 +37,33 @@ char *guarded(Body body) noexcept {
   }
 }
 
-// The widest kernels that this CPU runs.
-const saddle::Kernels &kernels() {
+// The widest kernels that this CPU runs; SADDLE_KERNELS may name narrower ones, down to `baseline`.
+const saddle::Kernels &widest_kernels() {
 #ifdef __x86_64__
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")) {
-    return __builtin_cpu_supports("avx512bf16") ? saddle::kernels_avx512bf16 : saddle::kernels_avx512;
-  }
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-    return saddle::kernels_avx2;
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool avx512 =
+      __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+  const struct {
+    const char *name;
+    bool runs;
+    const saddle::Kernels &kernels;
+  } sets[] = {{"avx512bf16", avx512 && __builtin_cpu_supports("avx512bf16"), saddle::kernels_avx512bf16},
+              {"avx512", avx512, saddle::kernels_avx512},
+              {"avx2", avx2, saddle::kernels_avx2}};
+  const char *widest = std::getenv("SADDLE_KERNELS");
+  bool wanted = widest == nullptr;
+  for (const auto &set : sets) {
+    wanted = wanted || std::strcmp(set.name, widest) == 0;
+    if (wanted && set.runs) return set.kernels;
   }
 #endif
   return saddle::kernels_baseline;
+}
+
+const saddle::Kernels &kernels() {
+  static const saddle::Kernels &chosen = widest_kernels();
+  return chosen;
 }
 
 // A thread is worth waking for so many multiplications.
@@ -197,6 +212,15 @@ char *saddle_choose(const float *logits, int64_t rows, int64_t width, double tem
     share_out(rows, 16 * width, [&](int64_t begin, int64_t end) {
       std::vector<double> masses(width);
       kernels().choose(logits, width, temperature, uniforms, masses.data(), tokens, log_probs, begin, end);
+    });
+  });
+}
+
+char *saddle_adamw(const saddle::Step *step, float *weights, float *gradient, float *means, float *squares,
+                   int64_t count) {
+  return guarded([&] {
+    share_out(count, 64, [&](int64_t begin, int64_t end) {
+      kernels().adamw(*step, weights, gradient, means, squares, begin, end);
     });
   });
 }

@@ -5,6 +5,19 @@ use saddle_libtorch::kernels::{PackedWeight, Placement, attend, choose, linear, 
 use saddle_libtorch::{LibtorchError, set_threads};
 use tch::{Device, Kind, Tensor};
 
+/// This file again, with each narrower set of kernels: what the tests find here holds on other processors.
+#[test]
+fn narrower_instruction_sets_pass_the_same_tests() {
+    if std::env::var_os("SADDLE_KERNELS").is_some() {
+        return;
+    }
+    for set in ["avx512", "avx2", "baseline"] {
+        let tests = std::env::current_exe().unwrap();
+        let run = std::process::Command::new(tests).env("SADDLE_KERNELS", set).output().unwrap();
+        assert!(run.status.success(), "{set}: {}", String::from_utf8_lossy(&run.stdout));
+    }
+}
+
 /// Numbers in −1..1 that follow from their places, with no pattern that would hide a mistake.
 fn numbers(shape: &[i64], seed: f64) -> Tensor {
     let count = shape.iter().product::<i64>();
