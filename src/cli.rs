@@ -83,6 +83,9 @@ pub(crate) struct BenchTrainArgs {
     /// Length of each response.
     #[arg(long, default_value_t = 64)]
     pub(crate) new_tokens: usize,
+    /// Give responses limits from an eighth of that length to all of it, half of them a quarter or less: a long-tailed mix.
+    #[arg(long)]
+    pub(crate) tail: bool,
     /// One critic for each stream, or one with two heads.
     #[arg(long, default_value = "separate")]
     pub(crate) critics: CriticLayout,

@@ -26,7 +26,9 @@ fn main() {
     kernels("baseline", 4, &[]);
     if env::var("CARGO_CFG_TARGET_ARCH").is_ok_and(|arch| arch == "x86_64") {
         kernels("avx2", 8, &["-mavx2", "-mfma"]);
-        kernels("avx512", 16, &["-mavx512f", "-mavx512bw", "-mavx512vl", "-mfma"]);
+        let avx512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mfma"];
+        kernels("avx512", 16, &avx512);
+        kernels("avx512bf16", 16, &[&avx512[..], &["-mavx512bf16"]].concat());
     }
     println!("cargo:rustc-link-search=native={}", root.join("lib").display());
     println!("cargo:rustc-link-lib=torch_cpu");
@@ -38,7 +40,7 @@ fn main() {
 /// Compiles the kernels for one instruction set; always optimised, since nothing else makes them what they are.
 fn kernels(set: &str, lanes: usize, flags: &[&str]) {
     let mut build = cc::Build::new();
-    build.cpp(true).std("c++17").opt_level(3).debug(false).flag("-ffp-contract=fast");
+    build.cpp(true).std("c++17").opt_level(3).debug(false).flag("-ffp-contract=fast").flag("-fno-math-errno");
     for flag in flags {
         build.flag(flag);
     }

@@ -22,6 +22,7 @@ pub(super) fn generate(args: &GenerateArgs) -> Result<(), Failure> {
     let settings = DecodeSettings {
         sampling,
         max_new_tokens: args.max_new_tokens,
+        limits: vec![],
         stop_tokens: stop_tokens(&policy, &tokenizer)?,
         seed: args.seed,
         precision: args.precision.into(),

@@ -70,6 +70,7 @@ impl<'a> Examiner<'a> {
         let settings = DecodeSettings {
             sampling: Sampling { temperature, top_k: 0, top_p: 1.0 },
             max_new_tokens: generation.max_new_tokens,
+            limits: vec![],
             stop_tokens: stop_tokens(policy, tokenizer)?,
             seed: self.config.run.seed.wrapping_add(1),
             precision: Precision::F32,

@@ -81,20 +81,19 @@ pub(crate) fn policy_training(
     let scorers: Vec<_> =
         std::iter::once(&judges.reward.model).chain(judges.costs.iter().map(|cost| &cost.model)).collect();
     let critics = CriticSet::new(&config.critics, config.lora.as_ref(), &scorers, config.run.seed, device)?;
-    let stop_tokens = stop_tokens(&policy, &tokenizer)?;
+    let settings = decode_settings(config, stop_tokens(&policy, &tokenizer)?);
     let ptx = Ptx::new(read_ptx(config, &tokenizer, &mut progress)?);
     let learner = Learner::new(config.clone(), policy, critics, ptx)?;
     let mut watched = Watched { progress, watch, prompts: &prompts, tokenizer: &tokenizer };
     let (learner, interrupted_after) = if config.is_asynchronous() {
         let drawn = Arc::clone(&prompts);
         let prompt = Box::new(move |ordinal| drawn.prompt(ordinal));
-        let settings = decode_settings(config, stop_tokens);
         let engines = ModelEngines::new(config.clone(), learner, judges, settings, prompt);
         let trained = train_asynchronously(config, engines, token, &mut watched)?;
         (trained.learner, trained.interrupted_after)
     } else {
         let prompt = |ordinal| prompts.prompt(ordinal);
-        (train_synchronously(config, learner, &judges, stop_tokens, prompt, &mut watched)?, None)
+        (train_synchronously(config, learner, &judges, settings, prompt, &mut watched)?, None)
     };
     save_adapter(learner.policy(), Some(&config.policy.from), run)?;
     PolicyModel::save(learner.policy(), &tokenizer, &run.model_path())?;

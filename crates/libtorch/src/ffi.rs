@@ -50,6 +50,36 @@ unsafe extern "C" {
         out: *mut f32,
     ) -> *mut c_char;
     fn saddle_swiglu(gate: *const f32, up: *const f32, out: *mut f32, count: i64) -> *mut c_char;
+    fn saddle_choose(
+        logits: *const f32,
+        rows: i64,
+        width: i64,
+        temperature: f64,
+        uniforms: *const f64,
+        tokens: *mut i64,
+        log_probs: *mut f32,
+    ) -> *mut c_char;
+    fn saddle_adamw(
+        step: *const Step,
+        weights: *mut f32,
+        gradient: *mut f32,
+        means: *mut f32,
+        squares: *mut f32,
+        count: i64,
+    ) -> *mut c_char;
+}
+
+/// `Step` of `kernels.h`.
+#[repr(C)]
+pub(crate) struct Step {
+    pub(crate) scale: f32,
+    pub(crate) beta1: f32,
+    pub(crate) beta2: f32,
+    pub(crate) mean_correction: f32,
+    pub(crate) square_correction: f32,
+    pub(crate) epsilon: f32,
+    pub(crate) rate: f32,
+    pub(crate) decay: f32,
 }
 
 /// `Product` of `kernels.h`.
@@ -232,4 +262,28 @@ pub(crate) fn rms_norm(
 pub(crate) fn swiglu(gate: *const f32, up: *const f32, out: *mut f32, count: i64) -> Result<(), LibtorchError> {
     // SAFETY: the pointers are as the caller has checked; the shim writes `out` only.
     checked("a gate", unsafe { saddle_swiglu(gate, up, out, count) })
+}
+
+/// `logits` is `[rows, width]`, neither of them zero, and as [`linear`] says; `uniforms` has a number for each row. Tokens and
+/// their log-probabilities.
+pub(crate) fn choose(
+    logits: *const f32,
+    width: i64,
+    temperature: f64,
+    uniforms: &[f64],
+) -> Result<(Vec<i64>, Vec<f32>), LibtorchError> {
+    let rows = uniforms.len();
+    let (mut tokens, mut log_probs) = (vec![0; rows], vec![0.0; rows]);
+    let (uniforms, chosen, scores) = (uniforms.as_ptr(), tokens.as_mut_ptr(), log_probs.as_mut_ptr());
+    // SAFETY: `logits` is as the caller has checked; the other three have a number for each row.
+    let message = unsafe { saddle_choose(logits, rows as i64, width, temperature, uniforms, chosen, scores) };
+    checked("a choice", message)?;
+    Ok((tokens, log_probs))
+}
+
+/// Weights, gradient, means and squares are as [`linear`] says, each of `count` numbers, and share no memory.
+pub(crate) fn adamw(step: &Step, tensors: [*mut f32; 4], count: i64) -> Result<(), LibtorchError> {
+    let [weights, gradient, means, squares] = tensors;
+    // SAFETY: the pointers are as the caller has checked; the shim writes these four only.
+    checked("an optimiser step", unsafe { saddle_adamw(step, weights, gradient, means, squares, count) })
 }

@@ -2,8 +2,9 @@
 //! over a cache, and what stands between them. Tensors are float32, contiguous and on the CPU; nothing records gradients.
 //!
 //! A thin product takes as long as reading its weights. Here they are read once, in order, in the layout that registers
-//! want; stored as bfloat16 they are half as long, and are widened on the way. Every number is summed in an order that
-//! does not depend on what else is computed beside it: a row's result is the same, to the bit, in any batch.
+//! want; stored as bfloat16 they are half as long, and so are the inputs, which are rounded too: products of a processor's
+//! units for bfloat16, or of the widened numbers where it has none, summed in float32. Every number is summed in an order
+//! that does not depend on what else is computed beside it: a row's result is the same, to the bit, in any batch.
 
 use crate::{LibtorchError, ffi};
 use std::ptr;
@@ -12,7 +13,7 @@ use tch::{Device, Kind, Tensor};
 /// A linear layer's weight in the layout of the kernels.
 #[derive(Debug)]
 pub struct PackedWeight {
-    /// `[panels, inputs, panel]`.
+    /// `[panels, inputs, panel]`; of bfloat16, pairs of inputs side by side: `[panels, ⌈inputs / 2⌉, panel, 2]`.
     panels: Tensor,
     /// `[panels · panel]`.
     bias: Option<Tensor>,
@@ -33,16 +34,16 @@ impl PackedWeight {
         let width = ffi::panel();
         let panels = (outputs + width - 1) / width;
         let padding = panels * width - outputs;
-        let weight = weight.f_detach()?.f_to_device(Device::Cpu)?.f_to_kind(storage)?;
-        let padded = if padding > 0 { weight.f_constant_pad_nd([0, 0, 0, padding])? } else { weight };
-        let halves = padded.f_view([panels, 2, width / 2, inputs])?;
-        let order = match storage {
-            Kind::Float => [0, 3, 1, 2],
-            // The two halves of a panel alternate, so that one shift or mask widens all of a half.
-            Kind::BFloat16 => [0, 3, 2, 1],
+        let group = match storage {
+            Kind::Float => 1,
+            Kind::BFloat16 => 2,
             other => return Err(operand(format!("weights are packed as Float or BFloat16, not {other:?}"))),
         };
-        let panels = halves.f_permute(order)?.f_contiguous()?.f_view([panels, inputs, width])?;
+        let depth = (inputs + group - 1) / group;
+        let weight = weight.f_detach()?.f_to_device(Device::Cpu)?.f_to_kind(storage)?;
+        let fits = padding == 0 && depth * group == inputs;
+        let padded = if fits { weight } else { weight.f_constant_pad_nd([0, depth * group - inputs, 0, padding])? };
+        let panels = padded.f_view([panels, width, depth, group])?.f_transpose(1, 2)?.f_contiguous()?;
         let bias = bias
             .map(|bias| {
                 let bias = bias.f_detach()?.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?;
@@ -53,7 +54,8 @@ impl PackedWeight {
     }
 }
 
-/// input · weightᵀ + bias for each of `weights`, which are all of one kind: `[rows, outputs]` from `input` `[rows, inputs]`.
+/// input · weightᵀ + bias for each of `weights`, which are all of one kind: `[rows, outputs]` from `input` `[rows, inputs]`,
+/// which is rounded to that kind.
 ///
 /// # Errors
 /// [`LibtorchError::Operand`] if shapes or kinds do not fit.
@@ -192,6 +194,70 @@ pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor, LibtorchError> {
     let count = gate.numel() as i64;
     ffi::swiglu(gate.data_ptr().cast(), up.data_ptr().cast(), out.data_ptr().cast(), count)?;
     Ok(out)
+}
+
+/// For each row of `logits` `[rows, vocabulary]` the token at which the cumulative softmax(logits / `temperature`) passes the
+/// row's number of `uniforms`, in [0, 1), and the token's log-probability; at temperature 0 the first of the likeliest, with
+/// its log-probability at temperature 1. A token whose probability is below e⁻⁸⁷ of the likeliest's is never drawn.
+///
+/// # Errors
+/// [`LibtorchError::Operand`] if shapes or kinds do not fit, or the temperature is below zero.
+pub fn choose(logits: &Tensor, temperature: f64, uniforms: &[f64]) -> Result<(Vec<i64>, Vec<f32>), LibtorchError> {
+    let width = logits.size().last().copied().unwrap_or(0);
+    require(logits, &[uniforms.len() as i64, width])?;
+    if width == 0 || temperature.is_nan() || temperature < 0.0 {
+        return Err(operand(format!("a choice of {width} tokens at temperature {temperature}")));
+    }
+    ffi::choose(logits.data_ptr().cast(), width, temperature, uniforms)
+}
+
+/// A step of AdamW (arXiv 1711.05101).
+#[derive(Clone, Copy, Debug)]
+pub struct AdamWStep {
+    /// What the gradient is multiplied with first.
+    pub scale: f64,
+    /// Decays of the means of gradients and of their squares.
+    pub betas: (f64, f64),
+    /// Steps taken, this one included.
+    pub steps: u64,
+    /// Added to the root of the mean square.
+    pub epsilon: f64,
+    /// Learning rate.
+    pub rate: f64,
+    /// Weights shrink by this times the rate.
+    pub weight_decay: f64,
+}
+
+/// Changes `weights`, and the means `means` and `squares` of gradients and of their squares, by `gradient`, which is zero
+/// then. All four are `[count]`, and none shares memory with another.
+///
+/// # Errors
+/// [`LibtorchError::Operand`] if shapes or kinds do not fit.
+pub fn adamw(
+    step: &AdamWStep,
+    weights: &mut Tensor,
+    gradient: &mut Tensor,
+    (means, squares): (&mut Tensor, &mut Tensor),
+) -> Result<(), LibtorchError> {
+    let tensors = [weights, gradient, means, squares];
+    let count = tensors[0].numel() as i64;
+    tensors.iter().try_for_each(|tensor| require(tensor, &[count]))?;
+    let pointers = tensors.map(|tensor| tensor.data_ptr().cast::<f32>());
+    if (1..4).any(|index| pointers[..index].contains(&pointers[index])) {
+        return Err(operand("weights, gradient and means share memory".to_owned()));
+    }
+    let correction = |beta: f64| (1.0 - beta.powf(step.steps as f64)) as f32;
+    let step = ffi::Step {
+        scale: step.scale as f32,
+        beta1: step.betas.0 as f32,
+        beta2: step.betas.1 as f32,
+        mean_correction: correction(step.betas.0),
+        square_correction: correction(step.betas.1),
+        epsilon: step.epsilon as f32,
+        rate: step.rate as f32,
+        decay: (1.0 - step.rate * step.weight_decay) as f32,
+    };
+    ffi::adamw(&step, pointers, count)
 }
 
 /// Refuses a tensor that the kernels cannot read as `shape`.

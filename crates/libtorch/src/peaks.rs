@@ -1,6 +1,6 @@
 //! What the machine can do at best: the floors that measurements are held against.
 
-use crate::LibtorchError;
+use crate::{LibtorchError, has_bf16_units};
 use std::time::Instant;
 use tch::{Cuda, Device, Kind, Tensor};
 
@@ -19,12 +19,14 @@ pub fn read_bytes_per_second(device: Device) -> Result<f64, LibtorchError> {
     Ok((READ_NUMBERS * 4) as f64 / seconds)
 }
 
-/// Operations, two for a multiplication and addition, that a large float32 matrix product makes in a second.
+/// Operations, two for a multiplication and addition, that a large matrix product of `kind` makes in a second; of float32 where
+/// the device has no units for bfloat16.
 ///
 /// # Errors
 /// Fails if the memory cannot be had.
-pub fn product_flops_per_second(device: Device) -> Result<f64, LibtorchError> {
-    let matrix = Tensor::f_ones([PRODUCT_SIZE, PRODUCT_SIZE], (Kind::Float, device))?;
+pub fn product_flops_per_second(device: Device, kind: Kind) -> Result<f64, LibtorchError> {
+    let kind = if has_bf16_units(device) { kind } else { Kind::Float };
+    let matrix = Tensor::f_ones([PRODUCT_SIZE, PRODUCT_SIZE], (kind, device))?;
     let seconds = best_seconds(device, || matrix.f_matmul(&matrix))?;
     Ok(2.0 * (PRODUCT_SIZE as f64).powi(3) / seconds)
 }

@@ -39,18 +39,33 @@ char *guarded(Body body) noexcept {
   }
 }
 
-// The widest kernels that this CPU runs.
-const saddle::Kernels &kernels() {
+// The widest kernels that this CPU runs; SADDLE_KERNELS may name narrower ones, down to `baseline`.
+const saddle::Kernels &widest_kernels() {
 #ifdef __x86_64__
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")) {
-    return saddle::kernels_avx512;
-  }
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-    return saddle::kernels_avx2;
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool avx512 =
+      __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+  const struct {
+    const char *name;
+    bool runs;
+    const saddle::Kernels &kernels;
+  } sets[] = {{"avx512bf16", avx512 && __builtin_cpu_supports("avx512bf16"), saddle::kernels_avx512bf16},
+              {"avx512", avx512, saddle::kernels_avx512},
+              {"avx2", avx2, saddle::kernels_avx2}};
+  const char *widest = std::getenv("SADDLE_KERNELS");
+  bool wanted = widest == nullptr;
+  for (const auto &set : sets) {
+    wanted = wanted || std::strcmp(set.name, widest) == 0;
+    if (wanted && set.runs) return set.kernels;
   }
 #endif
   return saddle::kernels_baseline;
+}
+
+const saddle::Kernels &kernels() {
+  static const saddle::Kernels &chosen = widest_kernels();
+  return chosen;
 }
 
 // A thread is worth waking for so many multiplications.
@@ -170,6 +185,15 @@ char *saddle_linear(const saddle::Product *products, int64_t count, const float 
   return guarded([&] {
     const saddle::Kernels &each = kernels();
     const auto panels = [&](const saddle::Product &product) { return (product.outputs + each.panel - 1) / each.panel; };
+    const void *numbers = input;
+    std::vector<uint32_t> words;
+    if (bf16) {
+      const int64_t width = depth;
+      depth = (width + 1) / 2;
+      words.resize(rows * depth);
+      share_out(rows, width, [&](int64_t begin, int64_t end) { each.pair(input, width, words.data(), begin, end); });
+      numbers = words.data();
+    }
     int64_t all = 0;
     for (int64_t index = 0; index < count; index++) all += panels(products[index]);
     // With few rows the time is that of reading the weights: as long as that of four rows' multiplications.
@@ -177,7 +201,7 @@ char *saddle_linear(const saddle::Product *products, int64_t count, const float 
       for (int64_t index = 0; index < count; index++) {
         const int64_t here = panels(products[index]);
         if (begin < std::min(here, end)) {
-          (bf16 ? each.linear_bf16 : each.linear_f32)(products[index], input, rows, depth, begin, std::min(here, end));
+          (bf16 ? each.linear_bf16 : each.linear_f32)(products[index], numbers, rows, depth, begin, std::min(here, end));
         }
         begin = std::max<int64_t>(begin - here, 0), end -= here;
       }
@@ -210,6 +234,25 @@ char *saddle_rms_norm(const float *input, const float *weight, double epsilon, i
 char *saddle_swiglu(const float *gate, const float *up, float *out, int64_t count) {
   return guarded([&] {
     share_out(count, 32, [&](int64_t begin, int64_t end) { kernels().swiglu(gate, up, out, begin, end); });
+  });
+}
+
+char *saddle_choose(const float *logits, int64_t rows, int64_t width, double temperature, const double *uniforms,
+                    int64_t *tokens, float *log_probs) {
+  return guarded([&] {
+    share_out(rows, 16 * width, [&](int64_t begin, int64_t end) {
+      std::vector<double> masses(width);
+      kernels().choose(logits, width, temperature, uniforms, masses.data(), tokens, log_probs, begin, end);
+    });
+  });
+}
+
+char *saddle_adamw(const saddle::Step *step, float *weights, float *gradient, float *means, float *squares,
+                   int64_t count) {
+  return guarded([&] {
+    share_out(count, 64, [&](int64_t begin, int64_t end) {
+      kernels().adamw(*step, weights, gradient, means, squares, begin, end);
+    });
   });
 }
 

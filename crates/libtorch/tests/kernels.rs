@@ -1,9 +1,22 @@
 //! The kernels of decoding against libtorch's own operations.
 
 use rstest::rstest;
-use saddle_libtorch::kernels::{PackedWeight, Placement, attend, linear, rms_norm, swiglu};
+use saddle_libtorch::kernels::{PackedWeight, Placement, attend, choose, linear, rms_norm, swiglu};
 use saddle_libtorch::{LibtorchError, set_threads};
 use tch::{Device, Kind, Tensor};
+
+/// This file again, with each narrower set of kernels: what the tests find here holds on other processors.
+#[test]
+fn narrower_instruction_sets_pass_the_same_tests() {
+    if std::env::var_os("SADDLE_KERNELS").is_some() {
+        return;
+    }
+    for set in ["avx512", "avx2", "baseline"] {
+        let tests = std::env::current_exe().unwrap();
+        let run = std::process::Command::new(tests).env("SADDLE_KERNELS", set).output().unwrap();
+        assert!(run.status.success(), "{set}: {}", String::from_utf8_lossy(&run.stdout));
+    }
+}
 
 /// Numbers in −1..1 that follow from their places, with no pattern that would hide a mistake.
 fn numbers(shape: &[i64], seed: f64) -> Tensor {
@@ -19,7 +32,7 @@ fn check(what: &str, found: &Tensor, expected: &Tensor, tolerance: f64) {
 }
 
 #[rstest]
-fn a_packed_product_is_that_of_the_stored_weight(
+fn a_packed_product_is_that_of_what_the_storage_keeps(
     #[values(1, 2, 3, 4, 7, 12, 13, 33, 200)] rows: i64,
     #[values((1, 1), (5, 3), (32, 64), (37, 300), (192, 576))] (outputs, inputs): (i64, i64),
     #[values(Kind::Float, Kind::BFloat16)] storage: Kind,
@@ -29,8 +42,8 @@ fn a_packed_product_is_that_of_the_stored_weight(
     let plain = PackedWeight::new(&weight, None, storage).unwrap();
     let biased = PackedWeight::new(&weight, Some(&bias), storage).unwrap();
     let found = linear(&[&plain, &biased], &input).unwrap();
-    let stored = weight.to_kind(storage).to_kind(Kind::Double);
-    let product = input.to_kind(Kind::Double).matmul(&stored.transpose(0, 1));
+    let stored = |tensor: &Tensor| tensor.to_kind(storage).to_kind(Kind::Double);
+    let product = stored(&input).matmul(&stored(&weight).transpose(0, 1));
     let tolerance = 1e-6 * inputs as f64;
     check("plain", &found[0], &product.to_kind(Kind::Float), tolerance);
     check("biased", &found[1], &(product + bias.to_kind(Kind::Double)).to_kind(Kind::Float), tolerance);
@@ -120,6 +133,45 @@ fn norms_and_gates_are_those_of_libtorch(#[values(1, 5)] rows: i64, #[values(1, 
     check("norm", &rms_norm(&input, &weight, 1e-5).unwrap(), &expected, 2e-6);
     let wide = &input * 30.0;
     check("gate", &swiglu(&wide, &input).unwrap(), &(wide.silu() * &input), 2e-5);
+}
+
+#[rstest]
+fn a_choice_inverts_the_cumulative_softmax(
+    #[values(1, 7, 64, 1024, 3000)] width: i64,
+    #[values(0.0, 0.6, 1.0, 2.0)] temperature: f64,
+) {
+    let logits = numbers(&[9, width], 1.0) * 5.0;
+    let uniforms: Vec<f64> = (0..9).map(|row| f64::from(row) / 9.0).collect();
+    let (tokens, log_probs) = choose(&logits, temperature, &uniforms).unwrap();
+    let scaled = if temperature == 0.0 { logits.shallow_clone() } else { &logits / temperature };
+    let expected = scaled.log_softmax(-1, Kind::Double);
+    let cumulative = expected.exp().cumsum(-1, Kind::Double);
+    for (row, uniform) in uniforms.iter().enumerate() {
+        let at = |table: &Tensor, token: i64| table.double_value(&[row as i64, token]);
+        let token = tokens[row];
+        assert!((f64::from(log_probs[row]) - at(&expected, token)).abs() < 1e-5, "row {row}: {}", log_probs[row]);
+        if temperature == 0.0 {
+            assert_eq!(token, logits.get(row as i64).argmax(0, false).int64_value(&[]), "row {row}");
+            continue;
+        }
+        let before = if token == 0 { 0.0 } else { at(&cumulative, token - 1) };
+        assert!(before < uniform + 1e-6 && *uniform < at(&cumulative, token) + 1e-6, "row {row}: {token} for {uniform}");
+    }
+}
+
+#[test]
+fn a_choice_among_logits_that_are_no_numbers_is_of_no_probability() {
+    let mut logits = numbers(&[2, 40], 1.0);
+    let _ = logits.get(0).get(3).fill_(f64::NAN);
+    let _ = logits.get(1).fill_(f64::NEG_INFINITY);
+    for temperature in [0.0, 1.0] {
+        let (tokens, log_probs) = choose(&logits, temperature, &[0.5, 0.5]).unwrap();
+        assert!(tokens.iter().all(|token| (0..40).contains(token)), "{tokens:?}");
+        assert!(log_probs.iter().all(|each| each.is_nan()), "{log_probs:?}");
+    }
+    let _ = logits.fill_(0.0);
+    assert!(choose(&logits, -1.0, &[0.5, 0.5]).is_err());
+    assert!(choose(&logits, 1.0, &[0.5]).is_err());
 }
 
 #[test]

@@ -16,12 +16,21 @@ pub struct DecodeSettings {
     pub sampling: Sampling,
     /// A response ends after so many tokens.
     pub max_new_tokens: usize,
+    /// Shorter limits, taken in turn: a prompt's is that at its ordinal modulo their number. Usually there are none.
+    pub limits: Vec<usize>,
     /// A response ends with any of these tokens.
     pub stop_tokens: Vec<i64>,
     /// Seed of the sampling streams.
     pub seed: u64,
     /// What decoding computes in.
     pub precision: Precision,
+}
+
+impl DecodeSettings {
+    fn limit(&self, ordinal: PromptOrdinal) -> usize {
+        let turn = ordinal.0.checked_rem(self.limits.len() as u64);
+        turn.map_or(self.max_new_tokens, |turn| self.limits[turn as usize].min(self.max_new_tokens))
+    }
 }
 
 /// Sequences being decoded together.
@@ -223,7 +232,8 @@ impl DecodingBatch {
         let mut over = Vec::new();
         for index in (first_row..self.running.len()).rev() {
             let row = &self.running[index];
-            let full = row.rollout.tokens.len() >= self.settings.max_new_tokens || row.length() >= self.capacity;
+            let limit = self.settings.limit(row.rollout.prompt.ordinal);
+            let full = row.rollout.tokens.len() >= limit || row.length() >= self.capacity;
             if row.rollout.finish == Finish::Stop || full {
                 over.push(self.take(index)?);
             }

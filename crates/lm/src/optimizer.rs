@@ -1,9 +1,10 @@
 //! AdamW (Loshchilov and Hutter, arXiv 1711.05101) over a flat parameter buffer, with a state that can be saved.
 
 use crate::{LmError, Parameters};
+use saddle_libtorch::kernels::{self, AdamWStep};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tch::{Kind, Tensor, no_grad_guard};
+use tch::{Device, Kind, Tensor, no_grad_guard};
 
 /// A step goes through the weights in parts of so many numbers: what is in between then stays in a processor's cache.
 const PART_NUMBERS: usize = 1 << 19;
@@ -64,7 +65,7 @@ impl AdamW {
     /// # Errors
     /// Fails if libtorch does.
     pub fn accumulate(&mut self, parameters: &Parameters, loss: &Tensor) -> Result<(), LmError> {
-        self.add(&parameters.gradient(loss)?)
+        parameters.add_gradient(loss, &self.gradient)
     }
 
     /// Adds a gradient, flat as [`Parameters::gradient`] gives it, to that of the coming step.
@@ -90,12 +91,25 @@ impl AdamW {
             return Ok(Step { gradient_norm, taken: false });
         }
         self.steps += 1;
+        if parameters.flat().device() == Device::Cpu {
+            self.step_on_cpu(parameters.flat(), gradient_norm, learning_rate)?;
+            return Ok(Step { gradient_norm, taken: true });
+        }
         let count = self.gradient.numel();
         for start in (0..count).step_by(PART_NUMBERS) {
             let length = PART_NUMBERS.min(count - start) as i64;
             self.step_part(parameters.flat(), (start as i64, length), gradient_norm, learning_rate)?;
         }
         Ok(Step { gradient_norm, taken: true })
+    }
+
+    fn step_on_cpu(&mut self, flat: &Tensor, gradient_norm: f64, rate: f64) -> Result<(), LmError> {
+        let AdamWConfig { beta1, beta2, epsilon, weight_decay, max_gradient_norm } = self.config;
+        let clipped = max_gradient_norm > 0.0 && gradient_norm > max_gradient_norm;
+        let scale = if clipped { max_gradient_norm / gradient_norm } else { 1.0 };
+        let step = AdamWStep { scale, betas: (beta1, beta2), steps: self.steps, epsilon, rate, weight_decay };
+        let means = (&mut self.mean, &mut self.square);
+        Ok(kernels::adamw(&step, &mut flat.shallow_clone(), &mut self.gradient, means)?)
     }
 
     /// The step of the numbers `start..start + length`, whose sum of gradients is zero then.
@@ -168,7 +182,6 @@ impl AdamW {
 mod tests {
     use super::*;
     use std::collections::BTreeMap;
-    use tch::Device;
 
     fn parameters() -> Parameters {
         let weights = BTreeMap::from([("w".to_owned(), Tensor::from_slice(&[1.0f32, -2.0]))]);
@@ -195,6 +208,34 @@ mod tests {
         assert!((step.gradient_norm - 20.0f64.sqrt()).abs() < 1e-6);
         for (value, expected) in values(&parameters).into_iter().zip([0.9, -1.9]) {
             assert!((value - expected).abs() < 1e-5, "{value} is not {expected}");
+        }
+    }
+
+    #[test]
+    fn the_kernel_takes_the_steps_of_tensor_operations() {
+        let count = 1000;
+        let weights = BTreeMap::from([("w".to_owned(), Tensor::ones([count], (Kind::Float, Device::Cpu)))]);
+        let parameters = || Parameters::new(&weights, Kind::Float, Device::Cpu).unwrap().trainable();
+        let (mut one, other) = (parameters(), parameters());
+        let config = AdamWConfig { weight_decay: 0.1, ..AdamWConfig::default() };
+        let mut kernel = AdamW::new(config.clone(), &one).unwrap();
+        let mut operations = AdamW::new(config, &other).unwrap();
+        for step in 1..=3 {
+            let gradient = Tensor::arange(count, (Kind::Float, Device::Cpu)).sin() * f64::from(step);
+            kernel.add(&gradient).unwrap();
+            operations.add(&gradient).unwrap();
+            let norm = kernel.step(&mut one, 0.01).unwrap().gradient_norm;
+            operations.steps += 1;
+            operations.step_part(other.flat(), (0, count), norm, 0.01).unwrap();
+            for (name, one, other) in [
+                ("weights", one.flat(), other.flat()),
+                ("means", &kernel.mean, &operations.mean),
+                ("squares", &kernel.square, &operations.square),
+                ("gradient", &kernel.gradient, &operations.gradient),
+            ] {
+                let apart = (one - other).abs().max().double_value(&[]);
+                assert!(apart < 1e-6, "{name} of step {step}: {apart}");
+            }
         }
     }
 

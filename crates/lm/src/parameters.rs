@@ -204,23 +204,32 @@ impl Parameters {
         self.flat.numel()
     }
 
+    /// Adds d`loss` / d(parameters) to `sum`, flat as [`Self::gradient`] gives it.
+    ///
+    /// # Errors
+    /// As [`Self::gradient`].
+    pub fn add_gradient(&self, loss: &Tensor, sum: &Tensor) -> Result<(), LmError> {
+        let gradients = Tensor::f_run_backward(&[loss], &self.views, false, false)?;
+        let _guard = no_grad_guard();
+        let mut offset = 0;
+        for (gradient, view) in gradients.iter().zip(&self.views) {
+            let length = view.numel() as i64;
+            if gradient.defined() {
+                let _ = sum.f_narrow(0, offset, length)?.f_view_as(view)?.f_add_(gradient)?;
+            }
+            offset += length;
+        }
+        Ok(())
+    }
+
     /// d`loss` / d(parameters) as one flat tensor `[count]`; zero where the loss does not depend on a parameter.
     ///
     /// # Errors
     /// Fails if libtorch does, for instance when `loss` depends on no parameter at all.
     pub fn gradient(&self, loss: &Tensor) -> Result<Tensor, LmError> {
-        let gradients = Tensor::f_run_backward(&[loss], &self.views, false, false)?;
-        let _guard = no_grad_guard();
-        let columns = gradients
-            .iter()
-            .zip(&self.views)
-            .map(
-                |(gradient, view)| {
-                    if gradient.defined() { gradient.f_reshape([-1]) } else { view.f_zeros_like()?.f_reshape([-1]) }
-                },
-            )
-            .collect::<Result<Vec<_>, _>>()?;
-        Ok(Tensor::f_cat(&columns, 0)?)
+        let sum = self.flat.f_zeros_like()?;
+        self.add_gradient(loss, &sum)?;
+        Ok(sum)
     }
 }
 

@@ -8,7 +8,8 @@ use crate::LmError;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use saddle_core::PromptOrdinal;
-use tch::{Kind, Tensor};
+use saddle_libtorch::kernels;
+use tch::{Device, Kind, Tensor};
 
 /// How tokens are chosen.
 #[derive(Clone, Debug, PartialEq)]
@@ -46,6 +47,14 @@ impl Sampling {
     /// # Errors
     /// Fails if libtorch does.
     pub(crate) fn choose(&self, logits: &Tensor, uniforms: &[f64]) -> Result<(Vec<i64>, Vec<f32>), LmError> {
+        if logits.device() == Device::Cpu {
+            let (logits, temperature) = match self.temperature {
+                0.0 => (logits.shallow_clone(), 0.0),
+                temperature if self.truncates() => (self.truncate(&logits.f_div_scalar(temperature)?)?, 1.0),
+                temperature => (logits.shallow_clone(), temperature),
+            };
+            return Ok(kernels::choose(&logits.f_contiguous()?, temperature, uniforms)?);
+        }
         let (tokens, log_softmax) = if self.temperature == 0.0 {
             (logits.f_argmax(-1, true)?, logits.f_log_softmax(-1, Kind::Float)?)
         } else {
@@ -59,6 +68,10 @@ impl Sampling {
         };
         let log_probs = log_softmax.f_gather(-1, &tokens, false)?;
         Ok((Vec::try_from(tokens.f_view(-1)?)?, Vec::try_from(log_probs.f_view(-1)?)?))
+    }
+
+    fn truncates(&self) -> bool {
+        self.top_k > 0 || self.top_p < 1.0
     }
 
     fn truncate(&self, logits: &Tensor) -> Result<Tensor, LmError> {

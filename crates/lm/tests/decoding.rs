@@ -34,7 +34,8 @@ fn config(architecture: Architecture) -> DecoderConfig {
 
 fn settings(temperature: f64) -> DecodeSettings {
     let sampling = Sampling { temperature, top_k: 0, top_p: 1.0 };
-    DecodeSettings { sampling, max_new_tokens: 9, stop_tokens: vec![END], seed: 7, precision: Precision::F32 }
+    let (max_new_tokens, limits) = (9, vec![]);
+    DecodeSettings { sampling, max_new_tokens, limits, stop_tokens: vec![END], seed: 7, precision: Precision::F32 }
 }
 
 fn prompts(count: u64) -> Vec<Prompt> {
@@ -67,6 +68,17 @@ fn recorded_log_probs_are_those_of_the_forward_pass() {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn limits_are_taken_in_turn_and_end_a_response_that_goes_on_the_same() {
+    let policy = Policy::fresh(config(Architecture::Llama), 1, Device::Cpu).unwrap();
+    let whole = answers(&policy, DecodeSettings { stop_tokens: vec![], ..settings(1.0) }, 4);
+    let limits = vec![2, 5, 40];
+    let cut = answers(&policy, DecodeSettings { stop_tokens: vec![], limits, ..settings(1.0) }, 4);
+    for (index, (whole, cut)) in whole.iter().zip(&cut).enumerate() {
+        assert_eq!(cut.tokens, whole.tokens[..[2, 5, 9][index % 3]], "prompt {index}");
     }
 }
 

@@ -52,6 +52,12 @@ impl CriticSet {
         Ok(Self { critics: critics.collect::<Result<_, _>>()?, learning_rate: section.learning_rate })
     }
 
+    /// How many numbers are trained of each model.
+    #[must_use]
+    pub fn trained_numbers(&self) -> Vec<usize> {
+        self.critics.iter().map(|critic| critic.model.parameters().count()).collect()
+    }
+
     /// The same critics, which compute in `precision`.
     #[must_use]
     pub fn in_precision(mut self, precision: Precision) -> Self {

@@ -79,7 +79,7 @@ impl Dual {
     }
 }
 
-/// Runs `config.ppo.updates` updates. `prompt` gives the prompt at a place of the endless sequence.
+/// Runs `config.ppo.updates` updates on responses sampled as `settings` say ([`decode_settings`]). `prompt` gives the prompt at a place of the endless sequence.
 ///
 /// An update trains on the batch of `config.ppo.staleness` updates before; for the first ones, so many batches are made
 /// ahead of time. Batches that are still waiting at the end were scored for λ and the metrics only.
@@ -90,12 +90,11 @@ pub fn train_synchronously(
     config: &TrainConfig,
     mut learner: Learner,
     judges: &Judges,
-    stop_tokens: Vec<i64>,
+    settings: DecodeSettings,
     prompt: impl Fn(PromptOrdinal) -> Prompt,
     observer: &mut dyn Observer,
 ) -> Result<Learner, TrainingError> {
     let mut duals = Dual::all(config);
-    let settings = decode_settings(config, stop_tokens);
     let mut source = Source { config, judges, settings, prompt, batches: 0 };
     let mut waiting = VecDeque::new();
     for _ in 0..config.ppo.staleness {
@@ -132,6 +131,7 @@ pub fn decode_settings(config: &TrainConfig, stop_tokens: Vec<i64>) -> DecodeSet
     DecodeSettings {
         sampling: Sampling { temperature: generation.temperature, top_k: 0, top_p: 1.0 },
         max_new_tokens: generation.max_new_tokens,
+        limits: vec![],
         stop_tokens,
         seed: config.run.seed,
         precision: config.precision.generation,

@@ -60,7 +60,8 @@ pub(in crate::commands) fn decode(args: &DecodeArgs) -> Result<(), Failure> {
     }
     let precision = args.precision.into();
     let weights = DecodingWeights::new(&policy, precision)?;
-    let (bandwidth, rate) = (peaks::read_bytes_per_second(device)?, peaks::product_flops_per_second(device)?);
+    let bandwidth = peaks::read_bytes_per_second(device)?;
+    let rate = peaks::product_flops_per_second(device, precision.kind())?;
     let numbers = product_weights(&policy);
     let bytes = (numbers * precision.kind().elt_size_in_bytes()) as f64;
     let mut rows = Vec::new();
@@ -105,6 +106,7 @@ fn once(
     let settings = DecodeSettings {
         sampling: Sampling { temperature: 0.0, top_k: 0, top_p: 1.0 },
         max_new_tokens: args.new_tokens,
+        limits: vec![],
         stop_tokens: vec![],
         seed: 0,
         precision: args.precision.into(),
@@ -137,7 +139,7 @@ fn prompts(count: usize, length: usize, vocabulary: usize) -> Vec<Prompt> {
 
 /// Numbers in the matrices that every token is multiplied with: all but an embedding that is not the head too, and learned
 /// positions.
-fn product_weights(policy: &Policy) -> usize {
+pub(super) fn product_weights(policy: &Policy) -> usize {
     let config = policy.config();
     let looked_up = |name: &str| name.contains("wpe") || (name.contains("embed_tokens") && !config.tie_word_embeddings);
     let matrices = policy.parameters().iter().filter(|(name, tensor)| tensor.dim() == 2 && !looked_up(name));
