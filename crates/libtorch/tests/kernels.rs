@@ -155,7 +155,10 @@ fn a_choice_inverts_the_cumulative_softmax(
             continue;
         }
         let before = if token == 0 { 0.0 } else { at(&cumulative, token - 1) };
-        assert!(before < uniform + 1e-6 && *uniform < at(&cumulative, token) + 1e-6, "row {row}: {token} for {uniform}");
+        assert!(
+            before < uniform + 1e-6 && *uniform < at(&cumulative, token) + 1e-6,
+            "row {row}: {token} for {uniform}"
+        );
     }
 }
 

@@ -178,8 +178,14 @@ fn an_adapted_policy_decodes_as_it_computes() {
         let policy = Policy::fresh(config(architecture, true), 1, Device::Cpu).unwrap();
         let adapted = taught(&policy, &lora(3, &[]));
         let sampling = Sampling { temperature: 1.0, top_k: 0, top_p: 1.0 };
-        let settings =
-            DecodeSettings { sampling, max_new_tokens: 9, limits: vec![], stop_tokens: vec![2], seed: 7, precision: Precision::F32 };
+        let settings = DecodeSettings {
+            sampling,
+            max_new_tokens: 9,
+            limits: vec![],
+            stop_tokens: vec![2],
+            seed: 7,
+            precision: Precision::F32,
+        };
         let prompts = (0..6).map(|ordinal| Prompt {
             ordinal: PromptOrdinal(ordinal),
             tokens: vec![5, 9 + ordinal as i64],

@@ -12,7 +12,9 @@ use saddle_core::{Prompt, PromptOrdinal};
 use saddle_libtorch::peaks;
 use saddle_lm::{ModelKind, Policy, ScoreModel, train_bpe};
 use saddle_training::config::{Critics, PrecisionSection, RunSection, ShapeSection, SpecialTokens, TrainConfig};
-use saddle_training::{CriticSet, Judges, Learner, Observer, PolicyModel, Ptx, Scorer, decode_settings, train_synchronously};
+use saddle_training::{
+    CriticSet, Judges, Learner, Observer, PolicyModel, Ptx, Scorer, decode_settings, train_synchronously,
+};
 use tch::{Device, Kind};
 
 /// The model that `--tiny` stands for.
