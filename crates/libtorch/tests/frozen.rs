@@ -1,7 +1,5 @@
 //! Products with frozen bfloat16 weights, and streams where there is no GPU.
 
-#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
-
 use saddle_libtorch::{frozen_linear, streams};
 use tch::{Device, Kind, Tensor};
 

@@ -6,6 +6,7 @@ use super::{CorrectionKind, Device, TrainConfig, Validate};
 use saddle_core::Problems;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use std::cmp::Ordering;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -242,7 +243,8 @@ impl TrainConfig {
             let message =
                 format!("must be above {key} = {seconds}, is {patience}: stages that wait would fail before {what}");
             // What is not a number is a problem of its own.
-            problems.require(!(patience <= seconds), "edges.patience_seconds", message);
+            let longer = patience.partial_cmp(&seconds).is_none_or(Ordering::is_gt);
+            problems.require(longer, "edges.patience_seconds", message);
         }
     }
 
