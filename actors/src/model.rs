@@ -39,9 +39,6 @@ impl<M> Frozen<M> {
 impl<H: DecoderHead> Frozen<Decoder<H>> {
     fn on(&self, device: Device) -> Result<Decoder<H>, LmError> {
         let model = lock(&self.0);
-        if model.device() == device {
-            return model.replica();
-        }
         let kind = model.parameters().base().unwrap_or_else(|| model.parameters()).flat().kind();
         model.kept(kind, device)
     }
