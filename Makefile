@@ -28,7 +28,7 @@ demo: cargo setup ## build, then align the embedded model end to end, with a rep
 	cargo build --release
 	target/release/saddle demo $(ARGS)
 
-smollm2: cargo setup fetch ## build, then align SmolLM2-135M end to end; docs/smollm2.md (ARGS="--updates 2")
+smollm2: cargo setup fetch ## build, then align SmolLM2-135M end to end; docs/smollm2.md (ARGS="--set ppo.updates=2")
 	cargo build --release
 	scripts/smollm2 $(ARGS)
 
