@@ -195,7 +195,11 @@ fn train_estimates_both_values_with_one_two_headed_critic() {
 #[test]
 fn train_keeps_to_several_constraints() {
     let bench = Workbench::new();
-    bench.train("train", "run", r#"--set constraints.second={from="fixture/cost-model/model",dual={cost_limit=-1}}"#);
+    bench.train(
+        "train",
+        "run",
+        r#"--set constraints.second={from="fixture/cost-model/model",dual={cost_limit=-1,estimator={kind="window"}}}"#,
+    );
     let metrics = stage_run(&bench, "run");
     for (name, limit) in [("cost", 0.0), ("second", -1.0)] {
         assert_eq!(number(&metrics[0], &format!("cost_limit_{name}")), limit);
