@@ -9,11 +9,7 @@ SHELL := bash
 
 # rustup puts cargo here; a shell that was open before does not know it yet.
 export PATH := $(PATH):$(HOME)/.cargo/bin
-# OpenMP's waiting threads sleep instead of spinning: on a machine that other work loads, that is several times faster.
-export OMP_WAIT_POLICY ?= passive
-# Freed memory stays with the process: clearing fresh pages is a sixth of the processor's time in a step of SmolLM2-135M.
-export MALLOC_MMAP_THRESHOLD_ ?= 4294967296
-export MALLOC_TRIM_THRESHOLD_ ?= 68719476736
+include scripts/environment.mk
 
 help: ## list the doors
 	@sed -nE 's/^([a-z0-9]+):[^#]*## (.*)$$/  make \1\t\2/p' Makefile | expand -t 16

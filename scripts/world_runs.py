@@ -1,11 +1,9 @@
 """What the benches on the embedded world share: training a policy from a demo run's recipe, and gold scores of its answers."""
 import json
-import os
 import subprocess
 import tomllib
 
-# OpenMP's waiting threads sleep instead of spinning, as the Makefile has it.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+from environment import ENVIRONMENT
 
 RESPONSES = 1024
 MEASURED = ("gold_helpfulness", "gold_harm", "unsafe")
@@ -14,7 +12,7 @@ MEASURED = ("gold_helpfulness", "gold_harm", "unsafe")
 def saddle(program, *words):
     """Runs the program, and returns what it printed."""
     command = [program, *map(str, words)]
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT).stdout
 
 
 def rows(path):

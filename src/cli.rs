@@ -54,6 +54,8 @@ pub(crate) enum BenchCommand {
     /// Rollouts a second with several numbers of generators and scorers, against what is possible; over engines that only
     /// take time.
     Throughput(ThroughputArgs),
+    /// How long stages that panic or hang at random take to work again; over engines that only take time.
+    Faults(FaultsArgs),
     /// Tokens a second of greedy decoding, against what memory and arithmetic allow.
     Decode(DecodeArgs),
     /// Seconds of whole iterations of policy training, on random prompts and score heads.
@@ -169,6 +171,19 @@ pub(crate) struct ThroughputArgs {
     /// Draw the rates over the generators into this SVG file.
     #[arg(long, value_name = "FILE")]
     pub(crate) plot: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct FaultsArgs {
+    /// Faults in all, spread evenly over the kinds of stages; a third of them are hangs.
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    pub(crate) faults: u64,
+    /// Seed of the faults' places.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) seed: u64,
     /// Print JSON.
     #[arg(long)]
     pub(crate) json: bool,
@@ -432,6 +447,9 @@ pub(crate) struct JudgeArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct DoctorArgs {
+    /// A recipe of `saddle train`: print the stages and edges of its run as well, and the memory that it needs.
+    #[arg(long, value_name = "FILE", conflicts_with = "json")]
+    pub(crate) config: Option<PathBuf>,
     /// Print the result as JSON.
     #[arg(long)]
     pub(crate) json: bool,

@@ -15,7 +15,7 @@
 //! | `stage_host` | a stage's thread and its control face |
 //! | `supervisor` `restarts` `standstill` | who replaces, scales, pauses and ends |
 //! | [`Remote`] | commands to them |
-//! | [`engine`] | what stages compute with, as traits; [`model`] over tensors, [`fake`] over time |
+//! | [`engine`] | what stages compute with, as traits; [`model`] over tensors, [`fake`] over time with its [`faults`] |
 //! | `desk` | what the learner works on, kept apart from its thread |
 //! | `wiring` [`System`] | how stages are put together; a run from start to end |
 //!
@@ -25,6 +25,7 @@
 mod desk;
 pub mod engine;
 pub mod fake;
+pub mod faults;
 mod generator;
 mod join;
 mod learner;

@@ -5,6 +5,7 @@
 
 use proptest::prelude::*;
 use saddle_actors::fake::{FakeEngines, FakeLearner, Mishap, Times};
+use saddle_actors::faults::Faults;
 use saddle_actors::{Cause, Event, Plan, Remains, Report, Role, System, Update, follow};
 use saddle_algorithms::dual::ConstraintConfig;
 use saddle_flow::Outcome;
@@ -12,7 +13,6 @@ use saddle_telemetry::Telemetry;
 use saddle_training::Dual;
 use saddle_training::config::{EdgesSection, PlacementSection, ScheduleSection, SupervisionSection};
 use std::panic::resume_unwind;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
@@ -114,40 +114,11 @@ fn without_staleness_every_update_takes_its_own_prompts_in_order() {
     }
 }
 
-/// The roles of a run with one constraint.
-const ROLES: [Role; 8] = [
-    Role::Source,
-    Role::Generator,
-    Role::Scorer(0),
-    Role::Scorer(1),
-    Role::Scorer(2),
-    Role::Join,
-    Role::Multiplier,
-    Role::Learner,
-];
-
 const HEARTBEAT: Duration = Duration::from_millis(200);
 
-/// `count` mishaps, evenly over all roles: each third one hangs for some heartbeats, the others panic. `gap` is how many
-/// steps of a role go well in between.
-fn mishaps(count: u64, gap: u64) -> (Mishap, Arc<AtomicU64>) {
-    let (done, steps) = (Arc::new(AtomicU64::new(0)), ROLES.map(|_| AtomicU64::new(0)));
-    let counter = Arc::clone(&done);
-    let mishap = move |role: Role, _| {
-        let place = ROLES.iter().position(|each| *each == role).unwrap();
-        let step = steps[place].fetch_add(1, Ordering::Relaxed);
-        let mine = step / gap;
-        let due = step % gap == gap - 1 && mine < count / ROLES.len() as u64;
-        if due {
-            let number = counter.fetch_add(1, Ordering::Relaxed);
-            if number % 3 == 0 {
-                std::thread::sleep(4 * HEARTBEAT);
-            } else {
-                resume_unwind(Box::new(format!("mishap {number}")));
-            }
-        }
-    };
-    (Arc::new(mishap), done)
+/// Faults of all eight roles, some of them hangs.
+fn faults(of_each_role: u64, chance: f64) -> Faults {
+    Faults { seed: 1, of_each_role, chance, hang: 4 * HEARTBEAT }
 }
 
 #[test]
@@ -155,15 +126,15 @@ fn under_a_hundred_panics_and_hangs_of_all_stages_no_rollout_is_lost_or_trained_
     let mut plan = plan(2, 4, 60);
     plan.supervision.heartbeat_seconds = HEARTBEAT.as_secs_f64();
     plan.placement.generator.count = 2;
-    let (mishap, done) = mishaps(104, 2);
+    let (mishap, log) = faults(13, 0.5).start();
     let (updates, report, remains) = run(start(&plan, FakeEngines::failing(times(), mishap)));
     check(&plan, &updates, &remains);
     assert_eq!(remains.counts.lost(), 0, "{:?}", remains.counts);
-    let done = done.load(Ordering::Relaxed);
-    assert!(done >= 100, "there were {done} mishaps only");
+    let counts: Vec<u64> = log.lock().unwrap().counts().values().copied().collect();
+    assert_eq!(counts, [13; 8], "faults of each role");
     // A stage that sleeps through the end of the run, or wakes just in time, is not replaced.
     let (hangs, others): (Vec<_>, Vec<_>) = report.failures.iter().partition(|failure| failure.cause == Cause::Hang);
-    assert!(others.iter().any(|failure| failure.reason.contains("panicked: mishap")), "{others:?}");
+    assert!(others.iter().any(|failure| failure.reason.contains("panicked: a fault at random")), "{others:?}");
     assert!(hangs.iter().any(|failure| failure.reason.contains("no sign of life")), "{hangs:?}");
     assert_eq!(report.restarts, report.failures.len() as u64);
     for role in ["source", "generator", "reward", "cost_harm", "reference", "join", "multiplier", "learner"] {
@@ -176,7 +147,7 @@ fn under_a_hundred_panics_and_hangs_of_all_stages_no_rollout_is_lost_or_trained_
 fn without_staleness_failures_do_not_change_which_prompts_an_update_takes() {
     let mut plan = plan(0, 4, 12);
     plan.supervision.heartbeat_seconds = HEARTBEAT.as_secs_f64();
-    let (mishap, _) = mishaps(24, 5);
+    let (mishap, _) = faults(3, 0.2).start();
     let (updates, _, remains) = run(start(&plan, FakeEngines::failing(times(), mishap)));
     check(&plan, &updates, &remains);
     for (batch, update) in updates.iter().enumerate() {
@@ -344,12 +315,13 @@ fn orders() -> impl Strategy<Value = Vec<Order>> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 16, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Whatever the delays, the sizes and the scaling.
+    /// Whatever the delays, the sizes, the panics and the scaling.
     #[test]
     fn staleness_is_bounded_credits_are_conserved_and_each_prompt_ends_once(
         sizes in (1..4_usize, 1..6_usize, 1..13_u64, 1..5_usize, 1..4_usize),
         micros in (0..400_u64, 0..400_u64, 0..2000_u64, 0..2000_u64),
         weights in prop_oneof![Just("continue_keep"), Just("continue_rebuild"), Just("drain")],
+        (seed, chance) in (any::<u64>(), 0.0..0.2),
         orders in orders(),
     ) {
         let (staleness, batch, updates, slots, items) = sizes;
@@ -358,7 +330,9 @@ proptest! {
         plan.edges.flush_seconds = micros.3 as f64 / 1e6;
         plan.schedule = toml::from_str(&format!("staleness = {staleness}\nweights = \"{weights}\"")).unwrap();
         let [decode_step, score, update] = [micros.0, micros.1, micros.2].map(Duration::from_micros);
-        let engines = FakeEngines::new(Times { slots, decode_step, score, update, ..times() });
+        // A hang of no time is none.
+        let (mishap, _) = Faults { seed, of_each_role: 2, chance, hang: Duration::ZERO }.start();
+        let engines = FakeEngines::failing(Times { slots, decode_step, score, update, ..times() }, mishap);
         let system = start(&plan, engines);
         let (mut made, mut orders) = (Vec::new(), orders.into_iter());
         follow(&system, deadline(), |system, update| {

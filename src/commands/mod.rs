@@ -43,6 +43,7 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
         Command::World(args) => world(&args),
         Command::Judge(args) => judge::judge(&args),
         Command::Bench(BenchCommand::Throughput(args)) => bench::throughput(&args),
+        Command::Bench(BenchCommand::Faults(args)) => bench::faults(&args),
         Command::Bench(BenchCommand::Decode(args)) => bench::decode(&args),
         Command::Bench(BenchCommand::Train(args)) => bench::train(&args),
         Command::Doctor(args) => doctor(&args),
@@ -97,12 +98,17 @@ fn world(args: &WorldArgs) -> Result<(), Failure> {
 }
 
 fn doctor(args: &DoctorArgs) -> Result<(), Failure> {
+    let layout = match &args.config {
+        Some(recipe) => Some(train::layout(&config::load(recipe, &[])?, None, None)?),
+        None => None,
+    };
     let examination = saddle_doctor::examine(env!("CARGO_PKG_VERSION"), None);
     if args.json {
         print(serde_json::to_string(&examination).map_err(Failure::run)?);
     } else {
         print(&examination);
     }
+    layout.iter().for_each(print);
     match examination.status() {
         saddle_doctor::Status::Missing => {
             Err(Failure::Environment("something that is needed is missing; the remedies are above".to_owned()))

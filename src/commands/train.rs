@@ -19,19 +19,26 @@ pub(super) fn train(args: &TrainArgs) -> Result<(), Failure> {
     if !args.stage.dry_run {
         return stage(&args.stage, "train", run);
     }
-    let config: TrainConfig = config::load(&args.stage.config, &args.stage.overrides)?;
-    let memory = match (shapes(&config, args.shape.as_deref()), args.device_memory_gib) {
-        (Ok(shapes), room_gib) => {
-            let plan = MemoryPlan::new(&config, &shapes)?;
-            format!("{plan}{}", room(&plan, room_gib)?)
+    let config = config::load(&args.stage.config, &args.stage.overrides)?;
+    let layout = layout(&config, args.shape.as_deref(), args.device_memory_gib)?;
+    stage(&args.stage, "train", run)?;
+    layout.lines().for_each(|line| print(format!("# {line}")));
+    Ok(())
+}
+
+/// The stages and edges of a run, where it is asynchronous, and the memory that it needs; refuses one that needs more than
+/// `device_gib` somewhere.
+pub(super) fn layout(config: &TrainConfig, shape: Option<&Path>, device_gib: Option<f64>) -> Result<String, Failure> {
+    let memory = match (shapes(config, shape), device_gib) {
+        (Ok(shapes), device_gib) => {
+            let plan = MemoryPlan::new(config, &shapes)?;
+            format!("{plan}{}", room(&plan, device_gib)?)
         }
         (Err(Failure::Usage(reason)), None) => format!("memory is not estimated: {reason}"),
         (Err(failure), _) => return Err(failure),
     };
-    stage(&args.stage, "train", run)?;
-    let plan = if config.is_asynchronous() { Plan::from(&config).to_string() } else { String::new() };
-    plan.lines().chain(memory.lines()).for_each(|line| print(format!("# {line}")));
-    Ok(())
+    let plan = if config.is_asynchronous() { Plan::from(config).to_string() } else { String::new() };
+    Ok(plan + &memory)
 }
 
 /// The shapes of the models that `config` names; `assumed` is that of those that are not there yet.

@@ -205,3 +205,20 @@ fn throughput_is_measured_against_what_is_possible() {
     bench.refuse("bench throughput --batch 0", &["--batch"]);
     bench.refuse("bench throughput --scorers 0", &["--scorers"]);
 }
+
+#[test]
+fn stages_that_panic_and_hang_lose_nothing_and_work_again() {
+    let bench = Workbench::new();
+    let measured = bench.succeed("bench faults --faults 16 --json").json();
+    let stages = measured["stages"].as_array().expect("a list");
+    let faults = |name: &str| stages.iter().filter_map(|stage| stage[name].as_u64()).sum::<u64>();
+    assert_eq!(
+        (stages.len(), faults("panics") + faults("hangs"), measured["restarts"].as_u64()),
+        (8, 16, Some(16)),
+        "{measured}"
+    );
+    assert_eq!([&measured["rollouts_lost"], &measured["rollouts_trained_on_twice"]], [0, 0], "{measured}");
+    let words = bench.succeed("bench faults --faults 8").stdout;
+    assert!(words.contains("8 restarts"), "{words}");
+    bench.refuse("bench faults --faults 0", &["--faults"]);
+}

@@ -386,6 +386,11 @@ fn doctor_says_what_the_machine_has() {
         assert!(outcome.stdout.contains("libtorch"), "{}", outcome.stdout);
     }
     assert!(words.stdout.starts_with(concat!("saddle ", env!("CARGO_PKG_VERSION"))), "{}", words.stdout);
+    let of_a_run = bench.saddle(concat!("doctor --config ", env!("CARGO_MANIFEST_DIR"), "/configs/train.toml"));
+    for part in ["libtorch", "1 × learner", "join→learner: 256 items", "memory is not estimated: there is no"] {
+        assert!(of_a_run.stdout.contains(part), "{part}: {}", of_a_run.stdout);
+    }
+    bench.refuse("doctor --config nowhere.toml", &["nowhere.toml"]);
 }
 
 #[test]

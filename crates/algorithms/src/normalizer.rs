@@ -62,13 +62,13 @@ pub struct Normalizer {
 }
 
 impl Normalizer {
-    /// A normaliser that has seen nothing.
+    /// A normalizer that has seen nothing.
     #[must_use]
     pub fn new(function: NormalizeFunction, averaging: Averaging) -> Self {
         Self { function, averaging, mean: 0.0, variance: 1.0, count: 0 }
     }
 
-    /// A normaliser with known moments, as a score model's checkpoint carries them. Fails for moments that are not
+    /// A normalizer with known moments, as a score model's checkpoint carries them. Fails for moments that are not
     /// finite or a negative variance.
     pub fn with_moments(function: NormalizeFunction, mean: f64, variance: f64) -> Result<Self, Error> {
         if !mean.is_finite() {

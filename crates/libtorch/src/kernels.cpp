@@ -144,10 +144,19 @@ void pair(const float *input, int64_t width, uint32_t *out, int64_t begin, int64
   }
 }
 
+// Halves are added until one number is left.
 INLINE float total(lanes value) {
-  for (int width = LANES / 2; width > 0; width /= 2)
-    for (int lane = 0; lane < width; lane++) value[lane] += value[lane + width];
-  return value[0];
+#if SADDLE_LANES == 16
+  value += __builtin_shufflevector(value, value, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
+  value += __builtin_shufflevector(value, value, 4, 5, 6, 7, 0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3);
+  value += __builtin_shufflevector(value, value, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1);
+#elif SADDLE_LANES == 8
+  value += __builtin_shufflevector(value, value, 4, 5, 6, 7, 0, 1, 2, 3);
+  value += __builtin_shufflevector(value, value, 2, 3, 0, 1, 2, 3, 0, 1);
+#else
+  value += __builtin_shufflevector(value, value, 2, 3, 0, 1);
+#endif
+  return value[0] + value[1];
 }
 
 INLINE float dot(const float *one, const float *other, int64_t length) {

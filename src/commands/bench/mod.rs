@@ -1,10 +1,12 @@
 //! `saddle bench`: measurements of the system itself.
 
 mod decode;
+mod faults;
 mod throughput;
 mod train;
 
 pub(super) use decode::decode;
+pub(super) use faults::faults;
 pub(super) use throughput::throughput;
 pub(super) use train::train;
 
