@@ -98,10 +98,8 @@ fn world(args: &WorldArgs) -> Result<(), Failure> {
 }
 
 fn doctor(args: &DoctorArgs) -> Result<(), Failure> {
-    let layout = match &args.config {
-        Some(recipe) => Some(train::layout(&config::load(recipe, &[])?, None, None)?),
-        None => None,
-    };
+    let layout =
+        args.config.as_ref().map(|recipe| train::layout(&config::load(recipe, &[])?, None, None)).transpose()?;
     let examination = saddle_doctor::examine(env!("CARGO_PKG_VERSION"), None);
     if args.json {
         print(serde_json::to_string(&examination).map_err(Failure::run)?);

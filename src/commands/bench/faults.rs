@@ -6,7 +6,7 @@ use crate::commands::bench::median;
 use crate::failure::Failure;
 use crate::table::{print, table};
 use saddle_actors::fake::{FakeEngines, Times};
-use saddle_actors::faults::{FaultLog, Faults, Recovery};
+use saddle_actors::faults::{Faults, Recovery};
 use saddle_actors::{Plan, Role, System, Update, follow};
 use saddle_flow::Outcome;
 use saddle_telemetry::Telemetry;
@@ -77,7 +77,8 @@ pub(in crate::commands) fn faults(args: &FaultsArgs) -> Result<(), Failure> {
     let mut batches = Vec::new();
     follow(&system, Instant::now() + PATIENCE, |system, update| {
         batches.push(update);
-        if is_over(&log.lock().unwrap_or_else(PoisonError::into_inner), of_each_role) {
+        // All faults have befallen, and all stages have been seen again.
+        if log.lock().unwrap_or_else(PoisonError::into_inner).recoveries().len() as u64 == ROLES * of_each_role {
             system.drain();
         }
     })
@@ -120,12 +121,6 @@ fn plan() -> Plan {
         minimum_rollouts: 1,
         score_tokens: 8192,
     }
-}
-
-/// Every role has had its faults, and all stages have been seen again.
-fn is_over(log: &FaultLog, of_each_role: u64) -> bool {
-    let all = log.counts().values().filter(|&&count| count == of_each_role).count() as u64 == ROLES;
-    all && log.recoveries().len() as u64 == ROLES * of_each_role
 }
 
 /// Rollouts in more than one batch, or twice in one.
