@@ -35,6 +35,8 @@ struct Measured {
     stages: Vec<Row>,
     updates: usize,
     rollouts_trained_on: u64,
+    /// Ended without being trained on, or never ended. The drain that ends the run gives up what makes no whole batch: that
+    /// is not among them.
     rollouts_lost: u64,
     rollouts_trained_on_twice: usize,
     restarts: u64,
@@ -74,11 +76,13 @@ pub(in crate::commands) fn faults(args: &FaultsArgs) -> Result<(), Failure> {
     };
     let engines = FakeEngines::failing(times, mishap);
     let system = System::start(plan.clone(), engines, Vec::new(), telemetry).map_err(Failure::run)?;
-    let mut batches = Vec::new();
+    let (mut batches, mut lost) = (Vec::new(), 0);
     follow(&system, Instant::now() + PATIENCE, |system, update| {
         batches.push(update);
         // All faults have befallen, and all stages have been seen again.
-        if log.lock().unwrap_or_else(PoisonError::into_inner).recoveries().len() as u64 == ROLES * of_each_role {
+        let recovered = log.lock().unwrap_or_else(PoisonError::into_inner).recoveries().len() as u64;
+        if recovered == ROLES * of_each_role && !system.is_draining() {
+            lost = system.counts().lost();
             system.drain();
         }
     })
@@ -92,7 +96,7 @@ pub(in crate::commands) fn faults(args: &FaultsArgs) -> Result<(), Failure> {
             stages: rows(&plan, log.recoveries()),
             updates: batches.len(),
             rollouts_trained_on: counts.ended(Outcome::Trained),
-            rollouts_lost: counts.lost(),
+            rollouts_lost: lost + counts.open,
             rollouts_trained_on_twice: repeated(&batches),
             restarts: report.restarts,
         },
