@@ -334,7 +334,7 @@ pub(crate) struct ScoreArgs {
     pub(crate) model: ModelArgs,
     #[command(flatten)]
     pub(crate) stream: StreamArgs,
-    /// At most so many padded tokens go through the model at once.
+    /// At most so many tokens go through the model at once.
     #[arg(long, default_value_t = 8192)]
     pub(crate) micro_batch_tokens: usize,
     /// Instead of scores, how likely a policy finds each response: log-probabilities of its tokens, in nats.

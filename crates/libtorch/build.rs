@@ -3,9 +3,15 @@
 use std::env;
 use std::path::PathBuf;
 
+/// What is compiled against libtorch's headers.
+const SHIM: [&str; 4] = ["shim.cpp", "dispatch.cpp", "frozen.cpp", "layers.cpp"];
+/// What is compiled once for each instruction set.
+const KERNELS: [&str; 2] = ["decoding.cpp", "training.cpp"];
+const HEADERS: [&str; 5] = ["dispatch.h", "frozen.h", "kernels.h", "layers.h", "vectors.h"];
+
 fn main() {
     println!("cargo:rerun-if-env-changed=LIBTORCH");
-    for file in ["shim.cpp", "frozen.cpp", "frozen.h", "kernels.cpp", "kernels.h"] {
+    for file in SHIM.iter().chain(&KERNELS).chain(&HEADERS) {
         println!("cargo:rerun-if-changed=src/{file}");
     }
     let root = PathBuf::from(env::var_os("LIBTORCH").expect("LIBTORCH is not set; build inside the repository"));
@@ -21,7 +27,7 @@ fn main() {
         .flag(include)
         // Without it, libtorch's `parallel_for` is a plain loop.
         .flag("-fopenmp")
-        .files(["src/shim.cpp", "src/frozen.cpp"])
+        .files(SHIM.map(|file| format!("src/{file}")))
         .compile("saddle_libtorch");
     kernels("baseline", 4, &[]);
     if env::var("CARGO_CFG_TARGET_ARCH").is_ok_and(|arch| arch == "x86_64") {
@@ -46,7 +52,7 @@ fn kernels(set: &str, lanes: usize, flags: &[&str]) {
     }
     build
         .define("SADDLE_LANES", lanes.to_string().as_str())
-        .define("SADDLE_KERNELS", format!("kernels_{set}").as_str())
-        .file("src/kernels.cpp")
+        .define("SADDLE_KERNELS", set)
+        .files(KERNELS.map(|file| format!("src/{file}")))
         .compile(&format!("saddle_kernels_{set}"));
 }

@@ -41,15 +41,27 @@ unsafe extern "C" {
         bf16: bool,
     ) -> *mut c_char;
     fn saddle_attend(attention: *const Attention, tokens: i64, longest: i64) -> *mut c_char;
-    fn saddle_rms_norm(
-        input: *const f32,
-        weight: *const f32,
-        epsilon: f64,
-        rows: i64,
-        width: i64,
-        out: *mut f32,
+    fn saddle_rms_norm(input: *const c_void, weight: *const c_void, epsilon: f64, out: *mut *mut c_void)
+    -> *mut c_char;
+    fn saddle_swiglu(gate: *const c_void, up: *const c_void, out: *mut *mut c_void) -> *mut c_char;
+    fn saddle_sequence_attention(
+        query: *const c_void,
+        key: *const c_void,
+        value: *const c_void,
+        starts: *const c_void,
+        cosine: *const c_void,
+        sine: *const c_void,
+        head_size: i64,
+        window: i64,
+        out: *mut *mut c_void,
     ) -> *mut c_char;
-    fn saddle_swiglu(gate: *const f32, up: *const f32, out: *mut f32, count: i64) -> *mut c_char;
+    fn saddle_log_probs(
+        logits: *const c_void,
+        targets: *const c_void,
+        temperature: f64,
+        log_probs: *mut *mut c_void,
+        entropies: *mut *mut c_void,
+    ) -> *mut c_char;
     fn saddle_choose(
         logits: *const f32,
         rows: i64,
@@ -203,14 +215,72 @@ pub(crate) fn synchronize_device(device: c_int) -> Result<(), LibtorchError> {
     checked("waiting for a device", unsafe { saddle_synchronize_device(device) })
 }
 
+/// What a call gives that hands out a tensor.
+///
+/// `call` must write an `at::Tensor` made by `new`, which nobody else owns, unless it gives a message.
+fn tensor(
+    operation: &'static str,
+    call: impl FnOnce(&mut *mut c_void) -> *mut c_char,
+) -> Result<Tensor, LibtorchError> {
+    let mut made = std::ptr::null_mut();
+    checked(operation, call(&mut made))?;
+    // SAFETY: without a message it is an `at::Tensor` as tch has them.
+    Ok(unsafe { Tensor::from_ptr(made.cast()) })
+}
+
+/// The `at::Tensor` behind a tensor, which must outlive the use of the pointer.
+fn behind(tensor: &Tensor) -> *const c_void {
+    tensor.as_ptr().cast()
+}
+
 /// `saddle::frozen_linear` of `frozen.h`, which checks its operands.
 pub(crate) fn frozen_linear(input: &Tensor, weight: &Tensor, narrow: bool) -> Result<Tensor, LibtorchError> {
-    let mut product = std::ptr::null_mut();
-    // SAFETY: a `Tensor` holds a pointer to an `at::Tensor`, alive here for the length of the call, as is the place to write to.
-    let message = unsafe { saddle_frozen_linear(input.as_ptr().cast(), weight.as_ptr().cast(), narrow, &mut product) };
-    checked("a frozen product", message)?;
-    // SAFETY: without a message, `product` is an `at::Tensor` made by `new`, which nobody else owns: as tch has them.
-    Ok(unsafe { Tensor::from_ptr(product.cast()) })
+    // SAFETY: the tensors and the place to write to live as long as the call.
+    tensor("a frozen product", |out| unsafe { saddle_frozen_linear(behind(input), behind(weight), narrow, out) })
+}
+
+/// `saddle::rms_norm` of `layers.h`, which checks its operands.
+pub(crate) fn rms_norm(input: &Tensor, weight: &Tensor, epsilon: f64) -> Result<Tensor, LibtorchError> {
+    // SAFETY: as in `frozen_linear`.
+    tensor("a norm", |out| unsafe { saddle_rms_norm(behind(input), behind(weight), epsilon, out) })
+}
+
+/// `saddle::swiglu` of `layers.h`, which checks its operands.
+pub(crate) fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor, LibtorchError> {
+    // SAFETY: as in `frozen_linear`.
+    tensor("a gate", |out| unsafe { saddle_swiglu(behind(gate), behind(up), out) })
+}
+
+/// `saddle::sequence_attention` of `layers.h`, which checks its operands.
+pub(crate) fn sequence_attention(
+    (query, key, value): (&Tensor, &Tensor, &Tensor),
+    starts: &Tensor,
+    rotary: Option<(&Tensor, &Tensor)>,
+    head_size: i64,
+    window: i64,
+) -> Result<Tensor, LibtorchError> {
+    let (query, key, value, starts) = (behind(query), behind(key), behind(value), behind(starts));
+    let (cosine, sine) =
+        rotary.map_or((std::ptr::null(), std::ptr::null()), |(cosine, sine)| (behind(cosine), behind(sine)));
+    // SAFETY: as in `frozen_linear`; the tables may be null.
+    tensor("attention", |out| unsafe {
+        saddle_sequence_attention(query, key, value, starts, cosine, sine, head_size, window, out)
+    })
+}
+
+/// `saddle::log_probs` of `layers.h`, which checks its operands: log-probabilities and entropies.
+pub(crate) fn log_probs(
+    logits: &Tensor,
+    targets: &Tensor,
+    temperature: f64,
+) -> Result<(Tensor, Tensor), LibtorchError> {
+    let mut entropies = std::ptr::null_mut();
+    let log_probs = tensor("log-probabilities", |out| {
+        // SAFETY: as in `frozen_linear`.
+        unsafe { saddle_log_probs(behind(logits), behind(targets), temperature, out, &mut entropies) }
+    })?;
+    // SAFETY: written together with the first.
+    Ok((log_probs, unsafe { Tensor::from_ptr(entropies.cast()) }))
 }
 
 /// Outputs side by side in a packed weight on this CPU.
@@ -244,24 +314,6 @@ pub(crate) fn linear(
 pub(crate) fn attend(attention: &Attention, tokens: i64, longest: i64) -> Result<(), LibtorchError> {
     // SAFETY: the pointers and indices are as the caller has checked; the shim writes `keys`, `values` and `out` only.
     checked("attention", unsafe { saddle_attend(attention, tokens, longest) })
-}
-
-/// Pointers are as [`linear`] says.
-pub(crate) fn rms_norm(
-    input: *const f32,
-    weight: *const f32,
-    epsilon: f64,
-    (rows, width): (i64, i64),
-    out: *mut f32,
-) -> Result<(), LibtorchError> {
-    // SAFETY: the pointers are as the caller has checked; the shim writes `out` only.
-    checked("a norm", unsafe { saddle_rms_norm(input, weight, epsilon, rows, width, out) })
-}
-
-/// Pointers are as [`linear`] says, each to `count` numbers.
-pub(crate) fn swiglu(gate: *const f32, up: *const f32, out: *mut f32, count: i64) -> Result<(), LibtorchError> {
-    // SAFETY: the pointers are as the caller has checked; the shim writes `out` only.
-    checked("a gate", unsafe { saddle_swiglu(gate, up, out, count) })
 }
 
 /// `logits` is `[rows, width]`, neither of them zero, and as [`linear`] says; `uniforms` has a number for each row. Tokens and

@@ -1,5 +1,6 @@
 //! Kernels of decoding on a CPU, which libtorch has no fast form of: products of few rows with packed weights, attention
-//! over a cache, and what stands between them. Tensors are float32, contiguous and on the CPU; nothing records gradients.
+//! over a cache and the choice of tokens; and the optimiser's step. Tensors are float32, contiguous and on the CPU; nothing
+//! records gradients.
 //!
 //! A thin product takes as long as reading its weights. Here they are read once, in order, in the layout that registers
 //! want; stored as bfloat16 they are half as long, and so are the inputs, which are rounded too: products of a processor's
@@ -164,35 +165,6 @@ pub fn attend(
         window: place.window.unwrap_or(0),
     };
     ffi::attend(&attention, tokens, longest)?;
-    Ok(out)
-}
-
-/// x · weight / √(mean(x²) + ε) of each row of `input` `[rows, width]`, with `weight` `[width]` (RMSNorm, arXiv 1910.07467).
-///
-/// # Errors
-/// [`LibtorchError::Operand`] if shapes or kinds do not fit.
-pub fn rms_norm(input: &Tensor, weight: &Tensor, epsilon: f64) -> Result<Tensor, LibtorchError> {
-    let _guard = tch::no_grad_guard();
-    let (rows, width) = (input.size().first().copied().unwrap_or(0), weight.numel() as i64);
-    require(input, &[rows, width])?;
-    require(weight, &[width])?;
-    let out = input.f_empty_like()?;
-    let sizes = (rows, width);
-    ffi::rms_norm(input.data_ptr().cast(), weight.data_ptr().cast(), epsilon, sizes, out.data_ptr().cast())?;
-    Ok(out)
-}
-
-/// silu(`gate`) · `up`, element by element, of two tensors of one shape (SwiGLU, arXiv 2002.05202).
-///
-/// # Errors
-/// [`LibtorchError::Operand`] if shapes or kinds do not fit.
-pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor, LibtorchError> {
-    let _guard = tch::no_grad_guard();
-    require(gate, &up.size())?;
-    require(up, &gate.size())?;
-    let out = gate.f_empty_like()?;
-    let count = gate.numel() as i64;
-    ffi::swiglu(gate.data_ptr().cast(), up.data_ptr().cast(), out.data_ptr().cast(), count)?;
     Ok(out)
 }
 

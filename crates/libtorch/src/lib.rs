@@ -10,6 +10,7 @@ mod cuda;
 mod error;
 mod ffi;
 pub mod kernels;
+pub mod layers;
 pub mod peaks;
 pub mod streams;
 

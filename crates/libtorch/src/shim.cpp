@@ -20,8 +20,13 @@
 #include <typeinfo>
 #include <vector>
 
+#include "dispatch.h"
 #include "frozen.h"
-#include "kernels.h"
+#include "layers.h"
+
+// Of the MKL that some builds of libtorch contain.
+extern "C" int MKL_Set_Num_Threads_Local(int threads) __attribute__((weak));
+extern "C" int MKL_Get_Max_Threads() __attribute__((weak));
 
 namespace {
 
@@ -39,43 +44,7 @@ char *guarded(Body body) noexcept {
   }
 }
 
-// The widest kernels that this CPU runs; SADDLE_KERNELS may name narrower ones, down to `baseline`.
-const saddle::Kernels &widest_kernels() {
-#ifdef __x86_64__
-  __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  const bool avx512 =
-      __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
-  const struct {
-    const char *name;
-    bool runs;
-    const saddle::Kernels &kernels;
-  } sets[] = {{"avx512bf16", avx512 && __builtin_cpu_supports("avx512bf16"), saddle::kernels_avx512bf16},
-              {"avx512", avx512, saddle::kernels_avx512},
-              {"avx2", avx2, saddle::kernels_avx2}};
-  const char *widest = std::getenv("SADDLE_KERNELS");
-  bool wanted = widest == nullptr;
-  for (const auto &set : sets) {
-    wanted = wanted || std::strcmp(set.name, widest) == 0;
-    if (wanted && set.runs) return set.kernels;
-  }
-#endif
-  return saddle::kernels_baseline;
-}
-
-const saddle::Kernels &kernels() {
-  static const saddle::Kernels &chosen = widest_kernels();
-  return chosen;
-}
-
-// A thread is worth waking for so many multiplications.
-constexpr int64_t GRAIN = 1 << 19;
-
-// Calls body(begin, end) on this thread's threads; each item costs about `multiplications`.
-template <typename Body>
-void share_out(int64_t items, int64_t multiplications, Body body) {
-  at::parallel_for(0, items, std::max<int64_t>(1, GRAIN / std::max<int64_t>(1, multiplications)), body);
-}
+const at::Tensor &tensor(const void *pointer) { return *static_cast<const at::Tensor *>(pointer); }
 
 }  // namespace
 
@@ -121,15 +90,21 @@ char *saddle_cuda_devices(bool *registered, int *devices) {
 
 char *saddle_set_threads(int threads) {
   return guarded([&] {
-    // libtorch initialises a thread at its first parallel work, and then gives it the count that any thread set last.
-    // Asking for the count first makes that happen now, so that the count set here stays.
+    // A thread's first parallel work gives it the count that any thread set last: its first in libtorch, and, by an inline
+    // function, its first in this program. Both are made to happen now, so that the count set here stays.
     at::get_num_threads();
+    at::internal::lazy_init_num_threads();
     at::set_num_threads(threads);
+    // MKL's own count, which libtorch sets for all threads at once.
+    if (MKL_Set_Num_Threads_Local != nullptr) MKL_Set_Num_Threads_Local(threads);
   });
 }
 
 char *saddle_threads(int *threads) {
-  return guarded([&] { *threads = at::get_num_threads(); });
+  return guarded([&] {
+    *threads = at::get_num_threads();
+    if (MKL_Get_Max_Threads != nullptr) *threads = std::min(*threads, MKL_Get_Max_Threads());
+  });
 }
 
 char *saddle_use_deterministic_algorithms(bool enabled) {
@@ -164,7 +139,6 @@ char *saddle_synchronize_device(int device) {
 
 char *saddle_frozen_linear(const void *input, const void *weight, bool narrow, void **product) {
   return guarded([&] {
-    const auto tensor = [](const void *pointer) -> const at::Tensor & { return *static_cast<const at::Tensor *>(pointer); };
     *product = new at::Tensor(saddle::frozen_linear(tensor(input), tensor(weight), narrow));
   });
 }
@@ -178,12 +152,12 @@ bool saddle_bf16_units() {
 #endif
 }
 
-int64_t saddle_panel() { return kernels().panel; }
+int64_t saddle_panel() { return saddle::kernels().decoding.panel; }
 
 char *saddle_linear(const saddle::Product *products, int64_t count, const float *input, int64_t rows, int64_t depth,
                     bool bf16) {
   return guarded([&] {
-    const saddle::Kernels &each = kernels();
+    const saddle::Decoding &each = saddle::kernels().decoding;
     const auto panels = [&](const saddle::Product &product) { return (product.outputs + each.panel - 1) / each.panel; };
     const void *numbers = input;
     std::vector<uint32_t> words;
@@ -191,13 +165,13 @@ char *saddle_linear(const saddle::Product *products, int64_t count, const float 
       const int64_t width = depth;
       depth = (width + 1) / 2;
       words.resize(rows * depth);
-      share_out(rows, width, [&](int64_t begin, int64_t end) { each.pair(input, width, words.data(), begin, end); });
+      saddle::share_out(rows, width, [&](int64_t begin, int64_t end) { each.pair(input, width, words.data(), begin, end); });
       numbers = words.data();
     }
     int64_t all = 0;
     for (int64_t index = 0; index < count; index++) all += panels(products[index]);
     // With few rows the time is that of reading the weights: as long as that of four rows' multiplications.
-    share_out(all, depth * each.panel * std::max<int64_t>(rows, 4), [&](int64_t begin, int64_t end) {
+    saddle::share_out(all, depth * each.panel * std::max<int64_t>(rows, 4), [&](int64_t begin, int64_t end) {
       for (int64_t index = 0; index < count; index++) {
         const int64_t here = panels(products[index]);
         if (begin < std::min(here, end)) {
@@ -211,38 +185,48 @@ char *saddle_linear(const saddle::Product *products, int64_t count, const float 
 
 char *saddle_attend(const saddle::Attention *attention, int64_t tokens, int64_t longest) {
   return guarded([&] {
-    const saddle::Kernels &each = kernels();
+    const saddle::Decoding &each = saddle::kernels().decoding;
     const saddle::Attention &a = *attention;
-    share_out(tokens, a.kv_heads * a.head_size * 8, [&](int64_t begin, int64_t end) { each.store(a, begin, end); });
+    saddle::share_out(tokens, a.kv_heads * a.head_size * 8, [&](int64_t begin, int64_t end) { each.store(a, begin, end); });
     const int64_t group = a.heads / a.kv_heads;
-    share_out(tokens * a.kv_heads, 4 * longest * group * a.head_size, [&](int64_t begin, int64_t end) {
-      std::vector<float> scratch(longest + 2 * a.head_size);
+    saddle::share_out(tokens * a.kv_heads, 4 * longest * group * a.head_size, [&](int64_t begin, int64_t end) {
+      std::vector<float> scratch(a.head_size + longest + each.panel);
       each.attend(a, scratch.data(), begin, end);
     });
   });
 }
 
-char *saddle_rms_norm(const float *input, const float *weight, double epsilon, int64_t rows, int64_t width,
-                      float *out) {
+char *saddle_rms_norm(const void *input, const void *weight, double epsilon, void **out) {
+  return guarded([&] { *out = new at::Tensor(saddle::rms_norm(tensor(input), tensor(weight), epsilon)); });
+}
+
+char *saddle_swiglu(const void *gate, const void *up, void **out) {
+  return guarded([&] { *out = new at::Tensor(saddle::swiglu(tensor(gate), tensor(up))); });
+}
+
+char *saddle_sequence_attention(const void *query, const void *key, const void *value, const void *starts,
+                                const void *cosine, const void *sine, int64_t head_size, int64_t window, void **out) {
   return guarded([&] {
-    share_out(rows, 4 * width, [&](int64_t begin, int64_t end) {
-      kernels().rms_norm(input, weight, epsilon, width, out, begin, end);
-    });
+    const auto table = [](const void *pointer) { return pointer == nullptr ? at::Tensor() : tensor(pointer); };
+    *out = new at::Tensor(saddle::sequence_attention(tensor(query), tensor(key), tensor(value), tensor(starts),
+                                                     table(cosine), table(sine), head_size, window));
   });
 }
 
-char *saddle_swiglu(const float *gate, const float *up, float *out, int64_t count) {
+char *saddle_log_probs(const void *logits, const void *targets, double temperature, void **log_probs, void **entropies) {
   return guarded([&] {
-    share_out(count, 32, [&](int64_t begin, int64_t end) { kernels().swiglu(gate, up, out, begin, end); });
+    const auto both = saddle::log_probs(tensor(logits), tensor(targets), temperature);
+    *log_probs = new at::Tensor(both[0]);
+    *entropies = new at::Tensor(both[1]);
   });
 }
 
 char *saddle_choose(const float *logits, int64_t rows, int64_t width, double temperature, const double *uniforms,
                     int64_t *tokens, float *log_probs) {
   return guarded([&] {
-    share_out(rows, 16 * width, [&](int64_t begin, int64_t end) {
+    saddle::share_out(rows, 16 * width, [&](int64_t begin, int64_t end) {
       std::vector<double> masses(width);
-      kernels().choose(logits, width, temperature, uniforms, masses.data(), tokens, log_probs, begin, end);
+      saddle::kernels().decoding.choose(logits, width, temperature, uniforms, masses.data(), tokens, log_probs, begin, end);
     });
   });
 }
@@ -250,8 +234,8 @@ char *saddle_choose(const float *logits, int64_t rows, int64_t width, double tem
 char *saddle_adamw(const saddle::Step *step, float *weights, float *gradient, float *means, float *squares,
                    int64_t count) {
   return guarded([&] {
-    share_out(count, 64, [&](int64_t begin, int64_t end) {
-      kernels().adamw(*step, weights, gradient, means, squares, begin, end);
+    saddle::share_out(count, 64, [&](int64_t begin, int64_t end) {
+      saddle::kernels().training.adamw(*step, weights, gradient, means, squares, begin, end);
     });
   });
 }

@@ -1,34 +1,16 @@
 //! The kernels of decoding against libtorch's own operations.
 
+mod common;
+
+use common::{check, numbers};
 use rstest::rstest;
-use saddle_libtorch::kernels::{PackedWeight, Placement, attend, choose, linear, rms_norm, swiglu};
+use saddle_libtorch::kernels::{PackedWeight, Placement, attend, choose, linear};
 use saddle_libtorch::{LibtorchError, set_threads};
 use tch::{Device, Kind, Tensor};
 
-/// This file again, with each narrower set of kernels: what the tests find here holds on other processors.
 #[test]
 fn narrower_instruction_sets_pass_the_same_tests() {
-    if std::env::var_os("SADDLE_KERNELS").is_some() {
-        return;
-    }
-    for set in ["avx512", "avx2", "baseline"] {
-        let tests = std::env::current_exe().unwrap();
-        let run = std::process::Command::new(tests).env("SADDLE_KERNELS", set).output().unwrap();
-        assert!(run.status.success(), "{set}: {}", String::from_utf8_lossy(&run.stdout));
-    }
-}
-
-/// Numbers in −1..1 that follow from their places, with no pattern that would hide a mistake.
-fn numbers(shape: &[i64], seed: f64) -> Tensor {
-    let count = shape.iter().product::<i64>();
-    let places = Tensor::arange(count, (Kind::Double, Device::Cpu));
-    ((places * 12.9898 + seed).sin() * 43758.5453).sin().to_kind(Kind::Float).view(shape)
-}
-
-fn check(what: &str, found: &Tensor, expected: &Tensor, tolerance: f64) {
-    assert_eq!(found.size(), expected.size(), "{what}");
-    let largest = (found - expected).abs().max().double_value(&[]);
-    assert!(largest <= tolerance, "{what}: differs by {largest}");
+    common::run_again_with_narrower_kernels();
 }
 
 #[rstest]
@@ -124,15 +106,6 @@ fn large_scores_do_not_overflow() {
     let place = Placement { rows: &[0], positions: &[0], rotary: None, window: None };
     let found = attend((&big, &big, &big), (keys, values), &place).unwrap();
     check("the only token", &found, &big, 0.0);
-}
-
-#[rstest]
-fn norms_and_gates_are_those_of_libtorch(#[values(1, 5)] rows: i64, #[values(1, 7, 64, 100)] width: i64) {
-    let (input, weight) = (numbers(&[rows, width], 1.0), numbers(&[width], 2.0));
-    let expected = input.f_rms_norm([width], Some(&weight), 1e-5).unwrap();
-    check("norm", &rms_norm(&input, &weight, 1e-5).unwrap(), &expected, 2e-6);
-    let wide = &input * 30.0;
-    check("gate", &swiglu(&wide, &input).unwrap(), &(wide.silu() * &input), 2e-5);
 }
 
 #[rstest]

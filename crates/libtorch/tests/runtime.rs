@@ -3,6 +3,7 @@
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
+use saddle_libtorch::layers::swiglu;
 use saddle_libtorch::{EXPECTED_VERSION, LibtorchError, cpu_capability, device, load_cuda, set_threads, threads};
 use tch::{Device, Kind, Tensor};
 
@@ -42,9 +43,10 @@ fn cuda_loads_or_says_what_to_do() {
     }
 }
 
-/// Work that is large enough for libtorch to share it out.
+/// Work that is large enough for libtorch, and for this crate's own kernels, to share it out.
 fn parallel_work() {
-    let _ = Tensor::ones([1 << 18], (Kind::Float, Device::Cpu)).exp();
+    let input = Tensor::ones([1 << 18], (Kind::Float, Device::Cpu)).set_requires_grad(true);
+    swiglu(&input.exp(), &input).unwrap().sum(Kind::Float).backward();
 }
 
 #[test]

@@ -7,7 +7,7 @@
 //! ```
 #![expect(clippy::print_stdout, reason = "the program's result")]
 
-use saddle_lm::{LmError, ModelDirectory, Policy, policy_shapes, write_safetensors};
+use saddle_lm::{LmError, ModelDirectory, Policy, Sequences, policy_shapes, write_safetensors};
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::io::stdin;
@@ -47,8 +47,9 @@ fn logits(model: &str, lists: &[Vec<i64>]) -> Result<Vec<(String, Tensor)>, LmEr
     let weights = directory.weights(&policy_shapes(&config), Device::Cpu)?;
     let policy = Policy::from_weights(config, &weights, Device::Cpu)?;
     let one = |(index, tokens): (usize, &Vec<i64>)| {
-        let hidden = policy.trunk().forward(&Tensor::f_from_slice(tokens)?.f_unsqueeze(0)?)?;
-        Ok((index.to_string(), policy.logits(&hidden)?.f_squeeze_dim(0)?))
+        let sequence = Sequences::new(&[tokens.len()], Device::Cpu)?;
+        let hidden = policy.trunk().forward(&Tensor::f_from_slice(tokens)?, &sequence, None)?;
+        Ok((index.to_string(), policy.logits(&hidden)?))
     };
     lists.iter().enumerate().map(one).collect()
 }

@@ -1,7 +1,7 @@
 //! A policy's weights as decoding uses them: on a CPU packed for products of few rows, on another device as they are.
 
 use crate::trunk::PackedTrunk;
-use crate::{KvCache, LmError, Policy, Precision};
+use crate::{KvCache, LmError, Policy, Precision, Sequences};
 use saddle_libtorch::kernels::{self, PackedWeight};
 use tch::{Device, Kind, Tensor};
 
@@ -88,7 +88,7 @@ impl DecodingWeights {
             let (together, others) = rest.split_at(1 + more.count());
             states.push(match &self.packed {
                 Some(packed) => self.read_packed(packed, together, cache)?,
-                None => self.read_padded(together, cache)?,
+                None => self.read_plain(together, cache)?,
             });
             rest = others;
         }
@@ -107,20 +107,19 @@ impl DecodingWeights {
         Ok(hidden.f_index_select(0, &Tensor::f_from_slice(&last)?)?)
     }
 
-    fn read_padded(&self, entrants: &[Entrant<'_>], cache: &mut KvCache) -> Result<Tensor, LmError> {
+    fn read_plain(&self, entrants: &[Entrant<'_>], cache: &mut KvCache) -> Result<Tensor, LmError> {
         let device = self.policy.device();
-        let longest = entrants.iter().map(|entrant| entrant.tokens.len()).max().unwrap_or(0);
-        let mut tokens = vec![0i64; entrants.len() * longest];
-        let mut last = Vec::with_capacity(entrants.len());
-        for (index, entrant) in entrants.iter().enumerate() {
-            let length = entrant.tokens.len();
-            tokens[index * longest..][..length].copy_from_slice(entrant.tokens);
-            last.push((index * longest + length - 1) as i64);
-        }
-        let tokens = Tensor::f_from_slice(&tokens)?.f_view([entrants.len() as i64, longest as i64])?;
+        let lengths: Vec<usize> = entrants.iter().map(|entrant| entrant.tokens.len()).collect();
+        let tokens: Vec<i64> = entrants.iter().flat_map(|entrant| entrant.tokens).copied().collect();
+        let ends = lengths.iter().scan(0, |end, length| {
+            *end += *length as i64;
+            Some(*end - 1)
+        });
+        let place = |values: &[i64]| Tensor::f_from_slice(values)?.f_to_device(device);
+        let (tokens, last) = (place(&tokens)?, place(&ends.collect::<Vec<_>>())?);
         let first_row = entrants.first().map_or(0, |entrant| entrant.row as i64);
-        let hidden = self.policy.trunk().prefill(&tokens.f_to_device(device)?, cache, first_row)?;
-        Ok(hidden.f_flatten(0, 1)?.f_index_select(0, &Tensor::f_from_slice(&last)?.f_to_device(device)?)?)
+        let sequences = Sequences::new(&lengths, device)?;
+        self.policy.trunk().prefill(&tokens, &sequences, &last, (cache, first_row))
     }
 
     /// Takes up one more token of each of the first `tokens.len()` rows, at its position, and gives the logits after it,
@@ -135,7 +134,7 @@ impl DecodingWeights {
             None => {
                 let step = cache.step(positions)?;
                 let tokens = Tensor::f_from_slice(tokens)?.f_to_device(self.policy.device())?;
-                trunk.step(&tokens, &step, cache)?.f_squeeze_dim(1)?
+                trunk.step(&tokens, &step, cache)?
             }
         };
         self.logits(&hidden)

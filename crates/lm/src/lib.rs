@@ -34,7 +34,7 @@ mod train_tokenizer;
 mod trunk;
 mod weights;
 
-pub use batching::{SequenceBatch, micro_batches};
+pub use batching::{SequenceBatch, Sequences, micro_batches};
 pub use cache::KvCache;
 pub use card::{CARD_FILE, ModelCard, ModelKind, Normalizer};
 pub use chat::ChatTurn;

@@ -3,6 +3,7 @@
 use crate::decoder::{Decoder, DecoderHead};
 use crate::layout::{fresh_weights, policy_shapes};
 use crate::{DecoderConfig, LmError, Parameters, SequenceBatch, Trunk};
+use saddle_libtorch::layers;
 use tch::{Device, Kind, Tensor};
 
 /// A language model over one set of [`Parameters`].
@@ -64,18 +65,23 @@ impl Decoder<LanguageModelHead> {
     /// # Errors
     /// Fails if libtorch does.
     pub fn response_log_probs(&self, batch: &SequenceBatch, temperature: f64) -> Result<ResponseLogProbs, LmError> {
-        let hidden = batch.before_response_tokens(&self.trunk().forward(batch.tokens())?)?;
-        let mut logits = self.logits(&hidden)?;
-        if temperature != 1.0 {
-            logits = logits.f_div_scalar(temperature)?;
-        }
-        let log_softmax = logits.f_log_softmax(-1, Kind::Float)?;
-        let chosen = log_softmax.f_gather(-1, &batch.response_tokens().f_unsqueeze(1)?, false)?.f_squeeze_dim(1)?;
-        let entropy = {
-            let _guard = tch::no_grad_guard();
-            let detached = log_softmax.f_detach()?;
-            detached.f_exp()?.f_mul_(&detached)?.f_sum_dim_intlist([-1i64].as_slice(), false, Kind::Float)?.f_neg()?
-        };
+        let wanted = Some(batch.before_response_tokens());
+        let logits = self.logits(&self.trunk().forward(batch.tokens(), batch.sequences(), wanted)?)?;
+        let (chosen, entropy) = log_probs(&logits, batch.response_tokens(), temperature)?;
         Ok(ResponseLogProbs { log_probs: batch.pad(&chosen)?, entropy: batch.pad(&entropy)? })
     }
+}
+
+/// Log-probabilities of `targets` `[N]` under softmax(`logits` / `temperature`), and the entropy of that, which carries no
+/// gradients; `logits` are `[N, vocabulary]`.
+fn log_probs(logits: &Tensor, targets: &Tensor, temperature: f64) -> Result<(Tensor, Tensor), LmError> {
+    if logits.device() == Device::Cpu {
+        return Ok(layers::log_probs(logits, targets, temperature)?);
+    }
+    let log_softmax = logits.f_div_scalar(temperature)?.f_log_softmax(-1, Kind::Float)?;
+    let chosen = log_softmax.f_gather(-1, &targets.f_unsqueeze(1)?, false)?.f_squeeze_dim(1)?;
+    let _guard = tch::no_grad_guard();
+    let detached = log_softmax.f_detach()?;
+    let entropy = detached.f_exp()?.f_mul_(&detached)?.f_sum_dim_intlist([-1i64].as_slice(), false, Kind::Float)?;
+    Ok((chosen, entropy.f_neg()?))
 }

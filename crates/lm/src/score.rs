@@ -76,15 +76,15 @@ impl Decoder<ScoreHead> {
     /// # Errors
     /// Fails if libtorch does.
     pub fn end_scores(&self, batch: &SequenceBatch) -> Result<Tensor, LmError> {
-        self.score(&batch.at_last_token(&self.trunk().forward(batch.tokens())?)?)
+        self.score(batch, Some(batch.last_tokens()))
     }
 
-    /// Raw scores at every token, padding included: `[batch, length]` of the first head, float32.
+    /// Raw scores at every token, zero at padding: `[batch, length]` of the first head, float32.
     ///
     /// # Errors
     /// Fails if libtorch does.
     pub fn token_scores(&self, batch: &SequenceBatch) -> Result<Tensor, LmError> {
-        Ok(self.score(&self.trunk().forward(batch.tokens())?)?.f_select(-1, 0)?)
+        batch.pad_sequences(&self.score(batch, None)?.f_select(-1, 0)?)
     }
 
     /// Values of the states that response tokens were chosen in: one `[batch, response]` for each head.
@@ -92,11 +92,13 @@ impl Decoder<ScoreHead> {
     /// # Errors
     /// Fails if libtorch does.
     pub fn response_values(&self, batch: &SequenceBatch) -> Result<Vec<Tensor>, LmError> {
-        let values = self.score(&batch.before_response_tokens(&self.trunk().forward(batch.tokens())?)?)?;
+        let values = self.score(batch, Some(batch.before_response_tokens()))?;
         values.f_unbind(1)?.iter().map(|head| batch.pad(head)).collect()
     }
 
-    fn score(&self, hidden: &Tensor) -> Result<Tensor, LmError> {
+    /// Scores at the places `wanted` of a batch's packed tokens, or at all: `[places, heads]`.
+    fn score(&self, batch: &SequenceBatch, wanted: Option<&Tensor>) -> Result<Tensor, LmError> {
+        let hidden = self.trunk().forward(batch.tokens(), batch.sequences(), wanted)?;
         Ok(hidden.f_linear::<&Tensor>(&self.head().0, None)?.f_to_kind(Kind::Float)?)
     }
 }

@@ -7,7 +7,7 @@ use saddle_core::{PolicyVersion, Prompt, PromptOrdinal};
 use saddle_lm::{
     ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, AdamW, AdamWConfig, Architecture, DecodeSettings, DecoderConfig, Import,
     LoraConfig, ModelCard, ModelDirectory, ModelKind, Policy, Precision, Sampling, ScoreModel, SequenceBatch,
-    Tokenizer, generate, read_safetensors, sha256_of_tensors, train_bpe, write_adapter, write_safetensors,
+    Sequences, Tokenizer, generate, read_safetensors, sha256_of_tensors, train_bpe, write_adapter, write_safetensors,
 };
 use std::collections::BTreeMap;
 use std::fs;
@@ -66,7 +66,8 @@ fn cases() -> impl Strategy<Value = (DecoderConfig, LoraConfig)> {
 const TOKENS: [i64; 7] = [5, 270, 6, 6, 31, 4, 100];
 
 fn logits(policy: &Policy) -> Tensor {
-    let hidden = policy.trunk().forward(&Tensor::from_slice(&TOKENS).unsqueeze(0)).expect("known tokens");
+    let sequence = Sequences::new(&[TOKENS.len()], Device::Cpu).unwrap();
+    let hidden = policy.trunk().forward(&Tensor::from_slice(&TOKENS), &sequence, None).expect("known tokens");
     policy.logits(&hidden).expect("hidden states of this model")
 }
 

@@ -4,7 +4,7 @@
 use proptest::prelude::*;
 use saddle_lm::{
     Architecture, DecoderConfig, Import, ModelCard, ModelDirectory, ModelKind, Policy, RopeScaling, ScoreModel,
-    SequenceBatch, Tokenizer, policy_shapes, score_shapes, train_bpe,
+    SequenceBatch, Sequences, Tokenizer, policy_shapes, score_shapes, train_bpe,
 };
 use std::sync::LazyLock;
 use tch::{Device, Kind, Tensor};
@@ -52,8 +52,9 @@ fn configs() -> impl Strategy<Value = DecoderConfig> {
 
 /// All of a policy's logits for one sequence, `[length, vocabulary]`.
 fn logits(policy: &Policy, tokens: &[i64]) -> Tensor {
-    let hidden = policy.trunk().forward(&Tensor::from_slice(tokens).unsqueeze(0)).expect("known tokens");
-    policy.logits(&hidden.squeeze_dim(0)).expect("hidden states of this model")
+    let sequence = Sequences::new(&[tokens.len()], Device::Cpu).unwrap();
+    let hidden = policy.trunk().forward(&Tensor::from_slice(tokens), &sequence, None).expect("known tokens");
+    policy.logits(&hidden).expect("hidden states of this model")
 }
 
 fn largest_difference(one: &Tensor, other: &Tensor) -> f64 {

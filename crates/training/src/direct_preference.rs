@@ -27,7 +27,7 @@ impl Learns for PreferringPolicy {
     type Row = ReferencedPair;
 
     fn tokens(row: &ReferencedPair) -> usize {
-        row.pair.padded_tokens()
+        row.pair.tokens()
     }
 
     fn loss(&self, rows: &[&ReferencedPair]) -> Result<LossAndShown, TrainingError> {

@@ -72,9 +72,9 @@ pub struct Pair {
 }
 
 impl Pair {
-    /// Tokens that both responses take in one batch.
-    pub(crate) fn padded_tokens(&self) -> usize {
-        2 * self.preferred.length().max(self.other.length())
+    /// Tokens of both sequences.
+    pub(crate) fn tokens(&self) -> usize {
+        self.preferred.length() + self.other.length()
     }
 }
 

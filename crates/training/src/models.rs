@@ -134,7 +134,7 @@ impl Scorer {
         )))
     }
 
-    /// Scores of `rollouts`, normalised, at most `budget_tokens` padded tokens at a time.
+    /// Scores of `rollouts`, normalised, at most `budget_tokens` tokens at a time.
     ///
     /// # Errors
     /// Fails if libtorch does.

@@ -22,7 +22,7 @@ impl Learns for PreferenceModel {
     type Row = Pair;
 
     fn tokens(row: &Pair) -> usize {
-        row.padded_tokens()
+        row.tokens()
     }
 
     fn loss(&self, rows: &[&Pair]) -> Result<LossAndShown, TrainingError> {
@@ -45,7 +45,7 @@ impl Learns for PreferenceModel {
             }
             PreferenceLossKind::TokenWise => {
                 let (ids, masks, scores) = (
-                    halves(batch.tokens())?,
+                    halves(&batch.pad_sequences(batch.tokens())?)?,
                     halves(&batch.token_mask()?)?,
                     halves(&self.model.token_scores(&batch)?)?,
                 );

@@ -6,7 +6,7 @@ use saddle_core::Rollout;
 use saddle_lm::{Policy, ScoreModel, SequenceBatch, micro_batches};
 use tch::no_grad_guard;
 
-/// Raw scores of `sequences` at their last tokens, in order, at most `budget_tokens` padded tokens at a time.
+/// Raw scores of `sequences` at their last tokens, in order, at most `budget_tokens` tokens at a time.
 ///
 /// # Errors
 /// Fails if libtorch does.

@@ -1,7 +1,6 @@
 //! Queries, keys and values, and what a token takes from those that it sees.
 
 use super::layers::{Linear, Norm};
-use super::positions::Placed;
 use crate::{Architecture, DecoderConfig, LmError, Parameters};
 use saddle_libtorch::kernels::PackedWeight;
 use tch::{Device, Kind, Tensor};
@@ -11,11 +10,20 @@ use tch::{Device, Kind, Tensor};
 pub(super) struct Attention {
     input: Projection,
     /// Norms of query and key heads (Qwen3).
-    pub(super) norms: Option<(Norm, Norm)>,
+    norms: Option<(Norm, Norm)>,
     pub(super) output: Linear,
     heads: i64,
-    key_value_heads: i64,
-    pub(super) head_size: i64,
+    head_size: i64,
+}
+
+/// What a block attends with, of packed tokens and before it is turned.
+pub(super) struct Heads {
+    /// `[tokens, heads · size]`.
+    pub(super) query: Tensor,
+    /// `[tokens, kv_heads · size]`, as the values.
+    pub(super) key: Tensor,
+    pub(super) value: Tensor,
+    pub(super) size: i64,
 }
 
 #[derive(Debug)]
@@ -53,7 +61,6 @@ impl Attention {
             norms: normed.then(|| Ok::<_, LmError>((norm("q_norm")?, norm("k_norm")?))).transpose()?,
             output,
             heads: config.num_attention_heads as i64,
-            key_value_heads: config.num_key_value_heads as i64,
             head_size: config.head_dim() as i64,
         })
     }
@@ -75,10 +82,8 @@ impl Attention {
         }
     }
 
-    /// Query, key and value `[batch, heads, length, head_size]` of `input` `[batch, length, hidden]`.
-    pub(super) fn project(&self, input: &Tensor, placed: &Placed) -> Result<(Tensor, Tensor, Tensor), LmError> {
-        let (batch, length, _) = input.size3()?;
-        let split = |projected: Tensor, heads: i64| projected.f_view([batch, length, heads, self.head_size]);
+    /// Queries, keys and values of `input` `[tokens, hidden]`.
+    pub(super) fn project(&self, input: &Tensor) -> Result<Heads, LmError> {
         let (query, key, value) = match &self.input {
             Projection::Separate { query, key, value } => (query.apply(input)?, key.apply(input)?, value.apply(input)?),
             Projection::Fused(all) => {
@@ -88,15 +93,17 @@ impl Attention {
                 (part(0)?, part(1)?, part(2)?)
             }
         };
-        let mut query = split(query, self.heads)?;
-        let mut key = split(key, self.key_value_heads)?;
+        self.heads(query, key, value)
+    }
+
+    /// Projections with the heads of queries and keys normed, where they are.
+    pub(super) fn heads(&self, mut query: Tensor, mut key: Tensor, value: Tensor) -> Result<Heads, LmError> {
         if let Some((query_norm, key_norm)) = &self.norms {
-            query = query_norm.apply(&query)?;
-            key = key_norm.apply(&key)?;
+            for (heads, norm) in [(&mut query, query_norm), (&mut key, key_norm)] {
+                *heads = norm.apply(&heads.f_reshape([-1, self.head_size])?)?.f_view_as(heads)?;
+            }
         }
-        let query = placed.turn(query.f_transpose(1, 2)?)?;
-        let key = placed.turn(key.f_transpose(1, 2)?)?;
-        Ok((query, key, split(value, self.key_value_heads)?.f_transpose(1, 2)?))
+        Ok(Heads { query, key, value, size: self.head_size })
     }
 }
 

@@ -2,8 +2,9 @@
 
 use crate::lora::Adapter;
 use crate::{Architecture, DecoderConfig, LmError, Parameters, Precision};
-use saddle_libtorch::kernels::{self, PackedWeight};
-use tch::{Kind, Tensor, no_grad_guard};
+use saddle_libtorch::kernels::PackedWeight;
+use saddle_libtorch::layers;
+use tch::{Device, Kind, Tensor, no_grad_guard};
 
 /// x Wᵀ + b, and what an adapter adds.
 #[derive(Debug)]
@@ -91,17 +92,10 @@ impl Norm {
     pub(super) fn apply(&self, input: &Tensor) -> Result<Tensor, LmError> {
         let shape = self.weight.size();
         Ok(match &self.bias {
+            None if input.device() == Device::Cpu => layers::rms_norm(input, &self.weight, self.epsilon)?,
             None => input.f_rms_norm(shape, Some(&self.weight), self.epsilon)?,
             Some(bias) => input.f_layer_norm(shape, Some(&self.weight), Some(bias), self.epsilon, false)?,
         })
-    }
-
-    /// The same of `input` `[rows, width]`, as decoding on a CPU computes it.
-    pub(super) fn apply_decoding(&self, input: &Tensor) -> Result<Tensor, LmError> {
-        match &self.bias {
-            None => Ok(kernels::rms_norm(input, &self.weight, self.epsilon)?),
-            Some(_) => self.apply(input),
-        }
     }
 }
 
@@ -135,7 +129,13 @@ impl FeedForward {
 
     pub(super) fn apply(&self, input: &Tensor) -> Result<Tensor, LmError> {
         match self {
-            Self::Gated { gate, up, down } => down.apply(&gate.apply(input)?.f_silu()?.f_mul(&up.apply(input)?)?),
+            Self::Gated { gate, up, down } => {
+                let (gate, up) = (gate.apply(input)?, up.apply(input)?);
+                down.apply(&match input.device() {
+                    Device::Cpu => layers::swiglu(&gate, &up)?,
+                    _ => gate.f_silu()?.f_mul(&up)?,
+                })
+            }
             Self::Plain { up, down } => down.apply(&up.apply(input)?.f_gelu("tanh")?),
         }
     }

@@ -2,20 +2,24 @@
 //!
 //! Pre-norm blocks of causal attention and a feed-forward. The families differ in their parts: rotary (RoPE, arXiv
 //! 2104.09864) or learned positions, RMS or layer norms, SwiGLU or GELU, grouped queries (GQA, 2305.13245), biases, a
-//! window of sight; each part is in a file beside this one. Whole sequences are padded on the right: under a causal mask
-//! no real token then sees padding, so no mask is needed. The cached form takes one new token for each sequence.
+//! window of sight; each part is in a file beside this one. Sequences are packed, one after another without padding: but for
+//! attention, a token is a token, whatever its sequence. On a CPU attention too is over what is packed; elsewhere it is over
+//! rectangles that are padded for it. The cached form takes one new token for each sequence.
 
 mod attention;
 mod layers;
 mod packed;
+mod padded;
 mod positions;
 
-use crate::{Architecture, DecoderConfig, KvCache, LmError, Parameters, Precision};
-use attention::{Attention, attend, window_mask};
+use crate::{Architecture, DecoderConfig, KvCache, LmError, Parameters, Precision, Sequences};
+use attention::{Attention, Heads, attend};
 use layers::{FeedForward, Norm};
 pub(crate) use packed::PackedTrunk;
-use positions::{Placed, Positions};
-use tch::{Kind, Tensor};
+use padded::Padded;
+use positions::Positions;
+use saddle_libtorch::layers::{Packing, sequence_attention};
+use tch::{Device, Kind, Tensor};
 
 /// The layers between token ids and hidden states. Holds views of the [`Parameters`] that it was built over.
 #[derive(Debug)]
@@ -65,31 +69,53 @@ impl Trunk {
         }
     }
 
-    /// Hidden states `[batch, length, hidden]` of right-padded `tokens` `[batch, length]`.
+    /// Hidden states, `[places, hidden]`, at the places `wanted` among the packed `tokens` of `sequences`, or at all of them: the
+    /// last block computes no others.
     ///
     /// # Errors
     /// Fails if libtorch does, for instance on a token outside the vocabulary.
-    pub fn forward(&self, tokens: &Tensor) -> Result<Tensor, LmError> {
-        self.whole(tokens, |_, _, _| Ok(()))
+    pub fn forward(&self, tokens: &Tensor, sequences: &Sequences, wanted: Option<&Tensor>) -> Result<Tensor, LmError> {
+        let hidden = self.embed(tokens, sequences.positions())?;
+        if hidden.device() != Device::Cpu {
+            let padded = Padded::by_length(sequences, self.window)?;
+            return self.run(hidden, wanted, |_, heads| padded.attend(heads, &self.positions, |_, _| Ok(())));
+        }
+        self.run(hidden, wanted, |_, Heads { query, key, value, size }| {
+            let (starts, rotary) = (sequences.starts(), self.positions.rotary_tables());
+            let packing = Packing { starts, rotary, window: self.window, head_size: *size };
+            Ok(sequence_attention(query, key, value, &packing)?)
+        })
     }
 
     /// As [`Self::forward`], and fills the rows `first_row..` of `cache` with the keys and values of `tokens`.
-    pub(crate) fn prefill(&self, tokens: &Tensor, cache: &mut KvCache, first_row: i64) -> Result<Tensor, LmError> {
-        self.whole(tokens, |layer, key, value| cache.fill(layer, first_row, key, value))
+    pub(crate) fn prefill(
+        &self,
+        tokens: &Tensor,
+        sequences: &Sequences,
+        wanted: &Tensor,
+        (cache, first_row): (&mut KvCache, i64),
+    ) -> Result<Tensor, LmError> {
+        let padded = Padded::together(sequences, self.window)?;
+        self.run(self.embed(tokens, sequences.positions())?, Some(wanted), |layer, heads| {
+            padded.attend(heads, &self.positions, |key, value| cache.fill(layer, first_row, key, value))
+        })
     }
 
-    /// Hidden states `[rows, 1, hidden]` of one new token a row: `tokens` and `positions` are `[rows]`. Row r attends
-    /// to cache row r up to and including its own position.
+    /// Hidden states `[rows, hidden]` of one new token a row: `tokens` and `positions` are `[rows]`. Row r attends to cache row
+    /// r up to and including its own position.
     pub(crate) fn step(
         &self,
         tokens: &Tensor,
         step: &crate::cache::Step,
         cache: &mut KvCache,
     ) -> Result<Tensor, LmError> {
-        let placed = self.positions.at(&step.positions)?;
-        self.run(&tokens.f_unsqueeze(1)?, &placed, |layer, query, key, value| {
-            let (keys, values) = cache.append(layer, step, key, value)?;
-            attend(query, &keys, &values, Some(&step.mask))
+        let turn = self.positions.at(&step.positions)?;
+        self.run(self.embed(tokens, &step.positions)?, None, |layer, heads| {
+            let split = |tensor: &Tensor| tensor.f_view([tensor.size()[0], -1, 1, heads.size]);
+            let (query, key) = (turn.apply(split(&heads.query)?)?, turn.apply(split(&heads.key)?)?);
+            let (keys, values) = cache.append(layer, step, &key, &split(&heads.value)?)?;
+            let mixed = attend(&query, &keys, &values, Some(&step.mask))?;
+            Ok(mixed.f_reshape([mixed.size()[0], -1])?)
         })
     }
 
@@ -98,42 +124,27 @@ impl Trunk {
         &self.embedding
     }
 
-    /// The vectors of `tokens`, `[.., hidden]` in float32.
-    fn embed(&self, tokens: &Tensor) -> Result<Tensor, LmError> {
-        Ok(Tensor::f_embedding(&self.embedding, tokens, -1, false, false)?.f_to_kind(Kind::Float)?)
+    /// What enters the first block, `[tokens, hidden]` in float32, of `tokens` at `positions`, both `[tokens]`.
+    fn embed(&self, tokens: &Tensor, positions: &Tensor) -> Result<Tensor, LmError> {
+        let embedded = Tensor::f_embedding(&self.embedding, tokens, -1, false, false)?.f_to_kind(Kind::Float)?;
+        self.positions.enter(embedded, positions)
     }
 
-    /// Whole sequences; `keep(layer, key, value)` sees each layer's keys and values.
-    fn whole(
-        &self,
-        tokens: &Tensor,
-        mut keep: impl FnMut(usize, &Tensor, &Tensor) -> Result<(), LmError>,
-    ) -> Result<Tensor, LmError> {
-        let (_, length) = tokens.size2()?;
-        let placed = self.positions.whole(length)?;
-        let mask = match self.window {
-            Some(window) if length > window => Some(window_mask(length, window, tokens.device())?),
-            _ => None,
-        };
-        self.run(tokens, &placed, |layer, query, key, value| {
-            keep(layer, key, value)?;
-            attend(query, key, value, mask.as_ref())
-        })
-    }
-
-    /// Runs all blocks. `attention(layer, query, key, value)` takes and gives `[batch, heads, length, head_size]`.
+    /// Runs all blocks; from the last block's attention on, at the places `wanted` alone. `attention(layer, heads)` gives what
+    /// each token takes, `[tokens, heads · head_size]`.
     fn run(
         &self,
-        tokens: &Tensor,
-        placed: &Placed,
-        mut attention: impl FnMut(usize, &Tensor, &Tensor, &Tensor) -> Result<Tensor, LmError>,
+        mut hidden: Tensor,
+        wanted: Option<&Tensor>,
+        mut attention: impl FnMut(usize, &Heads) -> Result<Tensor, LmError>,
     ) -> Result<Tensor, LmError> {
-        let mut hidden = placed.enter(self.embed(tokens)?)?;
-        let (batch, length) = tokens.size2()?;
         for (index, block) in self.blocks.iter().enumerate() {
-            let normed = block.attention_norm.apply(&hidden)?;
-            let (query, key, value) = block.attention.project(&normed, placed)?;
-            let mixed = attention(index, &query, &key, &value)?.f_transpose(1, 2)?.f_reshape([batch, length, -1])?;
+            let heads = block.attention.project(&block.attention_norm.apply(&hidden)?)?;
+            let mut mixed = attention(index, &heads)?;
+            if let Some(wanted) = wanted.filter(|_| index + 1 == self.blocks.len()) {
+                hidden = hidden.f_index_select(0, wanted)?;
+                mixed = mixed.f_index_select(0, wanted)?;
+            }
             hidden = hidden.f_add(&block.attention.output.apply(&mixed)?)?;
             let normed = block.feed_forward_norm.apply(&hidden)?;
             hidden = hidden.f_add(&block.feed_forward.apply(&normed)?)?;

@@ -1,11 +1,12 @@
 //! The trunk as decoding runs it on a CPU: with packed weights, over tokens of many sequences side by side, without
 //! padding. A prompt's tokens and a running sequence's newest one are the same to it: each has a row and a position.
 
+use super::attention::Heads;
 use super::layers::FeedForward;
-use super::positions::Positions;
 use super::{Block, Trunk};
 use crate::{KvCache, LmError};
 use saddle_libtorch::kernels::{self, PackedWeight};
+use saddle_libtorch::layers;
 use tch::{Kind, Tensor};
 
 /// The matrices of a [`Trunk`], packed; the trunk itself has the rest.
@@ -57,27 +58,18 @@ impl Trunk {
         places: (&[i64], &[i64]),
         cache: &mut KvCache,
     ) -> Result<Tensor, LmError> {
-        let mut hidden = self.embed(&Tensor::f_from_slice(tokens)?)?;
-        if let Positions::Learned(vectors) = &self.positions {
-            hidden = hidden.f_add(&vectors.f_index_select(0, &Tensor::f_from_slice(places.1)?)?)?;
-        }
+        let mut hidden = self.embed(&Tensor::f_from_slice(tokens)?, &Tensor::f_from_slice(places.1)?)?;
         let rotary = self.positions.rotary_tables();
         for (layer, (block, packed)) in self.blocks.iter().zip(&packed.0).enumerate() {
-            let normed = block.attention_norm.apply_decoding(&hidden)?;
-            let [mut query, mut key, value] = apply(packed.input.each_ref(), &normed)?;
-            if let Some((query_norm, key_norm)) = &block.attention.norms {
-                for (heads, norm) in [(&mut query, query_norm), (&mut key, key_norm)] {
-                    let single = heads.f_view([-1, block.attention.head_size])?;
-                    *heads = norm.apply_decoding(&single)?.f_view_as(heads)?;
-                }
-            }
+            let [query, key, value] = apply(packed.input.each_ref(), &block.attention_norm.apply(&hidden)?)?;
+            let Heads { query, key, value, .. } = block.attention.heads(query, key, value)?;
             let mixed = cache.attend(layer, (&query, &key, &value), places, rotary)?;
             let [mixed] = apply([&packed.output], &mixed)?;
             let _ = hidden.f_add_(&mixed)?;
-            let normed = block.feed_forward_norm.apply_decoding(&hidden)?;
+            let normed = block.feed_forward_norm.apply(&hidden)?;
             let _ = hidden.f_add_(&packed.feed_forward.apply(&normed)?)?;
         }
-        self.norm.apply_decoding(&hidden)
+        self.norm.apply(&hidden)
     }
 }
 
@@ -86,7 +78,7 @@ impl PackedFeedForward {
         let (inner, down) = match self {
             Self::Gated { gate, up, down } => {
                 let [gate, up] = apply([gate, up], input)?;
-                (kernels::swiglu(&gate, &up)?, down)
+                (layers::swiglu(&gate, &up)?, down)
             }
             Self::Plain { up, down } => {
                 let [up] = apply([up], input)?;

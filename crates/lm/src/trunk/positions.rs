@@ -12,13 +12,8 @@ pub(super) enum Positions {
     Learned(Tensor),
 }
 
-/// The positions of one batch.
-pub(super) enum Placed {
-    /// Tables that broadcast over `[batch, heads, length, head_size]`.
-    Rotary { cosine: Tensor, sine: Tensor },
-    /// Vectors that broadcast over `[batch, length, hidden]`.
-    Learned(Tensor),
-}
+/// Cosine and sine that broadcast over `[batch, heads, length, head_size]`, where positions are rotary.
+pub(super) struct Turn(Option<(Tensor, Tensor)>);
 
 impl Positions {
     /// The positions of `config` on `device`, in float32.
@@ -41,17 +36,22 @@ impl Positions {
         Ok(Self::Rotary { cosine: place(angles.f_cos()?)?, sine: place(angles.f_sin()?)? })
     }
 
+    /// What enters the first block, from the embedded tokens `[tokens, hidden]` at `positions` `[tokens]`.
+    pub(super) fn enter(&self, embedded: Tensor, positions: &Tensor) -> Result<Tensor, LmError> {
+        match self {
+            Self::Rotary { .. } => Ok(embedded),
+            Self::Learned(vectors) => Ok(embedded.f_add(&vectors.f_index_select(0, positions)?)?),
+        }
+    }
+
     /// Positions 0..length, the same in every row.
-    pub(super) fn whole(&self, length: i64) -> Result<Placed, LmError> {
-        self.pick(|table| Ok(table.f_narrow(0, 0, length)?))
+    pub(super) fn upto(&self, length: i64) -> Result<Turn, LmError> {
+        self.turn(|table| Ok(table.f_narrow(0, 0, length)?))
     }
 
     /// One position a row, `[rows]`.
-    pub(super) fn at(&self, positions: &Tensor) -> Result<Placed, LmError> {
-        self.pick(|table| {
-            let picked = table.f_index_select(0, positions)?.f_unsqueeze(1)?;
-            Ok(if matches!(self, Self::Rotary { .. }) { picked.f_unsqueeze(1)? } else { picked })
-        })
+    pub(super) fn at(&self, positions: &Tensor) -> Result<Turn, LmError> {
+        self.turn(|table| Ok(table.f_index_select(0, positions)?.f_unsqueeze(1)?.f_unsqueeze(1)?))
     }
 
     /// Cosine and sine, `[positions, head_size]` each, where positions are rotary.
@@ -62,26 +62,16 @@ impl Positions {
         }
     }
 
-    fn pick(&self, pick: impl Fn(&Tensor) -> Result<Tensor, LmError>) -> Result<Placed, LmError> {
-        Ok(match self {
-            Self::Rotary { cosine, sine } => Placed::Rotary { cosine: pick(cosine)?, sine: pick(sine)? },
-            Self::Learned(vectors) => Placed::Learned(pick(vectors)?),
-        })
+    fn turn(&self, pick: impl Fn(&Tensor) -> Result<Tensor, LmError>) -> Result<Turn, LmError> {
+        let tables = self.rotary_tables().map(|(cosine, sine)| Ok::<_, LmError>((pick(cosine)?, pick(sine)?)));
+        Ok(Turn(tables.transpose()?))
     }
 }
 
-impl Placed {
-    /// What enters the first block, from the embedded tokens `[batch, length, hidden]`.
-    pub(super) fn enter(&self, embedded: Tensor) -> Result<Tensor, LmError> {
-        match self {
-            Self::Rotary { .. } => Ok(embedded),
-            Self::Learned(vectors) => Ok(embedded.f_add(vectors)?),
-        }
-    }
-
+impl Turn {
     /// x · cos + rotate_half(x) · sin, with rotate_half([a, b]) = [−b, a], of `heads` `[batch, heads, length, head_size]`.
-    pub(super) fn turn(&self, heads: Tensor) -> Result<Tensor, LmError> {
-        let Self::Rotary { cosine, sine } = self else { return Ok(heads) };
+    pub(super) fn apply(&self, heads: Tensor) -> Result<Tensor, LmError> {
+        let Some((cosine, sine)) = &self.0 else { return Ok(heads) };
         let half = heads.size()[3] / 2;
         let swapped = Tensor::f_cat(&[heads.f_narrow(3, half, half)?.f_neg()?, heads.f_narrow(3, 0, half)?], 3)?;
         Ok(heads.f_mul(cosine)?.f_add(&swapped.f_mul(sine)?)?)

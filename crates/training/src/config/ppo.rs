@@ -22,7 +22,7 @@ pub struct PpoSection {
     pub epochs: usize,
     /// Optimiser steps in one pass over a batch.
     pub minibatches: usize,
-    /// At most so many padded tokens go through a model at once.
+    /// At most so many tokens go through a model at once.
     pub micro_batch_tokens: usize,
     /// ε: the ratio of new to old probability is clipped to 1 ± ε.
     pub clip_ratio: f64,

@@ -190,7 +190,7 @@ pub struct OptimizerSection {
     pub epochs: usize,
     /// Rows for one step; of a preference stage, pairs.
     pub batch_rows: usize,
-    /// At most so many padded tokens go through the model at once; gradients add up over a batch.
+    /// At most so many tokens go through the model at once; gradients add up over a batch.
     pub micro_batch_tokens: usize,
     /// Threads that each compute the gradients of a share of every step's rows, with their part of `run.threads`. Small
     /// models gain more from this than from threads within an operation.

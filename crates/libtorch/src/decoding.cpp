@@ -1,0 +1,189 @@
+// The decoding kernels of kernels.h for one instruction set.
+
+#include "kernels.h"
+
+#include "vectors.h"
+
+namespace saddle {
+namespace {
+
+// So few rows are summed for two panels at a time: one alone would wait for its own additions.
+constexpr int FEW_ROWS = 3;
+// Rows whose sums are kept beside a panel, and depth of a part of the panel that stays in the first-level cache.
+constexpr int BLOCK_ROWS = 16 * ROWS;
+constexpr int64_t BLOCK_DEPTH = 256;
+// Logits whose probabilities are summed in float32, before the sums are added up in float64.
+constexpr int64_t CHOICE_BLOCK = 1024;
+
+INLINE void begin_sums(const Product &product, int64_t panel, int64_t width, int64_t rows, float *sums) {
+  for (int64_t row = 0; row < rows; row++)
+    for (int64_t column = 0; column < width; column++)
+      sums[row * width + column] = product.bias ? product.bias[panel * PANEL + column] : 0.0f;
+}
+
+INLINE void end_sums(const Product &product, int64_t panel, int64_t width, int64_t row, int64_t rows, const float *sums) {
+  const int64_t first = panel * PANEL, left = product.outputs - first, real = left < width ? left : width;
+  for (int64_t each = 0; each < rows; each++)
+    for (int64_t column = 0; column < real; column++)
+      product.out[(row + each) * product.outputs + first + column] = sums[each * width + column];
+}
+
+// PANELS panels from `panel` on, for at most BLOCK_ROWS rows from `row` on, COUNT of them at a time.
+template <int COUNT, int PANELS, typename Number>
+INLINE void block(const Product &product, const Number *input, int64_t row, int64_t rows, int64_t depth, int64_t panel) {
+  alignas(64) float sums[BLOCK_ROWS * PANEL];
+  const int64_t width = PANELS * PANEL, next = depth * PANEL;
+  const int64_t parts = (depth + BLOCK_DEPTH - 1) / BLOCK_DEPTH, tiles = (rows + COUNT - 1) / COUNT;
+  const Number *weights = static_cast<const Number *>(product.weight);
+  begin_sums(product, panel, width, rows, sums);
+  for (int64_t part = 0; part < parts; part++) {
+    const int64_t begin = depth * part / parts, end = depth * (part + 1) / parts;
+    const Number *weight = weights + panel * next + begin * PANEL;
+    const Number *following = part + 1 < parts ? weights + panel * next + end * PANEL : weights + (panel + PANELS) * next;
+    const int64_t pace = PANEL * sizeof(Number) / tiles;
+    for (int64_t each = 0; each < tiles; each++) {
+      const int64_t first = rows * each / tiles, last = rows * (each + 1) / tiles;
+      const char *ahead = reinterpret_cast<const char *>(following) + each * (end - begin) * pace;
+      tile_of<COUNT, PANELS>(last - first, Input<Number>{input + (row + first) * depth + begin, depth, 1}, weight, next,
+                             end - begin, ahead, pace, sums + first * width, width);
+    }
+  }
+  end_sums(product, panel, width, row, rows, sums);
+}
+
+template <typename Number>
+void linear(const Product &product, const void *input, int64_t rows, int64_t depth, int64_t begin, int64_t end) {
+  const Number *from = static_cast<const Number *>(input);
+  int64_t panel = begin;
+  for (; rows <= FEW_ROWS && panel + 2 <= end; panel += 2) block<FEW_ROWS, 2>(product, from, 0, rows, depth, panel);
+  for (; panel < end; panel++)
+    for (int64_t row = 0; row < rows; row += BLOCK_ROWS)
+      block<ROWS, 1>(product, from, row, rows - row < BLOCK_ROWS ? rows - row : BLOCK_ROWS, depth, panel);
+}
+
+// The upper half of a float, rounded to the nearest, ties to even; what is no number stays none.
+INLINE uint32_t half(float value) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &value, 4);
+  return value != value ? 0x7fc0u : (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+}
+
+void pair(const float *input, int64_t width, uint32_t *out, int64_t begin, int64_t end) {
+  const int64_t depth = (width + 1) / 2;
+  for (int64_t row = begin; row < end; row++) {
+    const float *from = input + row * width;
+    uint32_t *to = out + row * depth;
+    for (int64_t place = 0; place < width / 2; place++) to[place] = half(from[2 * place]) | half(from[2 * place + 1]) << 16;
+    if (width % 2 == 1) to[depth - 1] = half(from[width - 1]);
+  }
+}
+
+void store(const Attention &a, int64_t begin, int64_t end) {
+  const int64_t width = a.kv_heads * a.head_size;
+  for (int64_t token = begin; token < end; token++) {
+    const int64_t entry = (a.rows[token] * a.capacity + a.positions[token]) * width;
+    for (int64_t head = 0; head < a.kv_heads; head++)
+      turn(a.key + token * width + head * a.head_size, a.head_size, row_of(a.cosine, a.positions[token], a.head_size),
+           row_of(a.sine, a.positions[token], a.head_size), 1.0f, a.keys + entry + head * a.head_size);
+    for (int64_t i = 0; i < width; i++) a.values[entry + i] = a.value[token * width + i];
+  }
+}
+
+// out[head_size] = Σ weights[t] · values[t] / Σ weights, in columns of up to four vectors.
+INLINE void mix(const float *weights, int64_t span, const float *values, int64_t stride, int64_t size, float scale,
+                float *out) {
+  int64_t i = 0;
+  for (; i + 4 * LANES <= size; i += 4 * LANES) {
+    lanes sum[4] = {};
+    for (int64_t t = 0; t < span; t++)
+      for (int part = 0; part < 4; part++) sum[part] += weights[t] * load(values + t * stride + i + part * LANES);
+    for (int part = 0; part < 4; part++) save(out + i + part * LANES, sum[part] * scale);
+  }
+  for (; i + LANES <= size; i += LANES) {
+    lanes sum = {};
+    for (int64_t t = 0; t < span; t++) sum += weights[t] * load(values + t * stride + i);
+    save(out + i, sum * scale);
+  }
+  for (; i < size; i++) {
+    float sum = 0.0f;
+    for (int64_t t = 0; t < span; t++) sum += weights[t] * values[t * stride + i];
+    out[i] = sum * scale;
+  }
+}
+
+void attend(const Attention &a, float *scratch, int64_t begin, int64_t end) {
+  const int64_t group = a.heads / a.kv_heads, stride = a.kv_heads * a.head_size;
+  const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(a.head_size));
+  float *turned = scratch, *scores = scratch + a.head_size;
+  for (int64_t pair = begin; pair < end; pair++) {
+    const int64_t token = pair / a.kv_heads, shared = pair % a.kv_heads, last = a.positions[token];
+    const int64_t first = a.window > 0 && last >= a.window ? last - a.window + 1 : 0, span = last - first + 1;
+    const int64_t entry = (a.rows[token] * a.capacity + first) * stride + shared * a.head_size;
+    for (int64_t head = shared * group; head < (shared + 1) * group; head++) {
+      const int64_t place = (token * a.heads + head) * a.head_size;
+      turn(a.query + place, a.head_size, row_of(a.cosine, last, a.head_size), row_of(a.sine, last, a.head_size), scale,
+           turned);
+      for (int64_t t = 0; t < span; t++) scores[t] = dot(turned, a.keys + entry + t * stride, a.head_size);
+      const float sum = exponentiate(scores, span, largest_score(scores, span));
+      mix(scores, span, a.values + entry, stride, a.head_size, 1.0f / sum, a.out + place);
+    }
+  }
+}
+
+// Σ e^((logit − most) · scale).
+INLINE double mass(const float *logits, int64_t count, float most, float scale) {
+  lanes sum = {};
+  int64_t i = 0;
+  for (; i + LANES <= count; i += LANES) sum += probability((load(logits + i) - most) * scale);
+  float rest = total(sum);
+  for (; i < count; i++) rest += probability(lanes{} + (logits[i] - most) * scale)[0];
+  return rest;
+}
+
+// The first of logits[count] at which the masses up to it, `before` included, are above `bound`; else the last with any.
+INLINE int64_t find(const float *logits, int64_t count, float most, float scale, double before, double bound) {
+  int64_t last = 0;
+  for (int64_t i = 0; i < count; i++) {
+    const float power = probability(lanes{} + (logits[i] - most) * scale)[0];
+    if (power > 0.0f) last = i;
+    before += power;
+    if (before > bound) return i;
+  }
+  return last;
+}
+
+void choose(const float *logits, int64_t width, double temperature, const double *uniforms, double *masses,
+            int64_t *tokens, float *log_probs, int64_t begin, int64_t end) {
+  const bool greedy = temperature == 0.0;
+  const float scale = greedy ? 1.0f : static_cast<float>(1.0 / temperature);
+  const int64_t blocks = (width + CHOICE_BLOCK - 1) / CHOICE_BLOCK;
+  for (int64_t row = begin; row < end; row++) {
+    const float *from = logits + row * width, most = largest(from, width);
+    const auto length = [&](int64_t block) {
+      const int64_t left = width - block * CHOICE_BLOCK;
+      return left < CHOICE_BLOCK ? left : CHOICE_BLOCK;
+    };
+    double all = 0.0;
+    for (int64_t block = 0; block < blocks; block++)
+      all += masses[block] = mass(from + block * CHOICE_BLOCK, length(block), most, scale);
+    int64_t token = 0;
+    if (greedy) {
+      while (token + 1 < width && from[token] != most) token++;
+    } else {
+      const double bound = uniforms[row] * all;
+      double before = 0.0;
+      int64_t block = 0;
+      while (block + 1 < blocks && before + masses[block] <= bound) before += masses[block++];
+      const int64_t first = block * CHOICE_BLOCK;
+      token = first + find(from + first, length(block), most, scale, before, bound);
+    }
+    tokens[row] = token;
+    log_probs[row] = static_cast<float>((from[token] - most) * scale - __builtin_log(all));
+  }
+}
+
+}  // namespace
+
+const Decoding SADDLE_SET(decoding) = {PANEL, linear<float>, linear<uint32_t>, pair, store, attend, choose};
+
+}  // namespace saddle

@@ -1,0 +1,214 @@
+// What the kernels of one instruction set are made of: vectors of SADDLE_LANES floats, and the tile of a matrix product.
+//
+// Included by files that are compiled once for each instruction set. Everything here has internal linkage and is inlined:
+// a function that the linker keeps one copy of would run with the flags of whichever set it came from.
+#pragma once
+
+#ifdef __AVX512BF16__
+#include <immintrin.h>  // its functions are always inlined: they leave no copies
+#endif
+
+#include <cstdint>
+
+// A table's name with that of the instruction set behind it.
+#define SADDLE_JOINED(table, set) table##_##set
+#define SADDLE_NAMED(table, set) SADDLE_JOINED(table, set)
+#define SADDLE_SET(table) SADDLE_NAMED(table, SADDLE_KERNELS)
+
+namespace saddle {
+namespace {
+
+constexpr int LANES = SADDLE_LANES;
+constexpr int PANEL = 2 * LANES;
+// As many rows as leave their sums in registers.
+constexpr int ROWS = SADDLE_LANES == 16 ? 12 : 6;
+
+typedef float lanes __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
+typedef uint32_t words __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
+#define INLINE inline __attribute__((always_inline))
+#define INLINE_LAMBDA __attribute__((always_inline))
+
+INLINE lanes load(const float *from) { return *reinterpret_cast<const lanes *>(from); }
+INLINE words load(const uint32_t *from) { return *reinterpret_cast<const words *>(from); }
+INLINE void save(float *to, lanes value) { *reinterpret_cast<lanes *>(to) = value; }
+
+// What one step of a product's depth adds to LANES outputs: one input's share, or that of a word's two.
+INLINE void add_product(lanes &sum, float input, lanes weight) { sum += input * weight; }
+INLINE void add_product(lanes &sum, uint32_t input, words weight) {
+  const words pair = words{} + input;
+#ifdef __AVX512BF16__
+  sum = _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(pair), reinterpret_cast<__m512bh>(weight));
+#else
+  sum += reinterpret_cast<lanes>(pair << 16) * reinterpret_cast<lanes>(weight << 16);
+  sum += reinterpret_cast<lanes>(pair & 0xffff0000u) * reinterpret_cast<lanes>(weight & 0xffff0000u);
+#endif
+}
+
+// A matrix of a product, its rows `row` numbers apart and its columns `column`.
+template <typename Number>
+struct Input {
+  const Number *numbers;
+  int64_t row;
+  int64_t column;
+};
+
+// sums[rows, PANELS · PANEL] += input[rows, depth] · weight, whose panels are `next` numbers apart; rows of sums are `width`
+// apart. What is needed next is asked for on the way: `pace` bytes a step.
+template <int COUNT, int PANELS, typename Number>
+INLINE void tile(Input<Number> input, const Number *weight, int64_t next, int64_t depth, const char *ahead, int64_t pace,
+                 float *sums, int64_t width) {
+  lanes sum[COUNT][PANELS][2];
+  for (int row = 0; row < COUNT; row++)
+    for (int panel = 0; panel < PANELS; panel++)
+      for (int half = 0; half < 2; half++)
+        sum[row][panel][half] = load(sums + row * width + panel * PANEL + half * LANES);
+  for (int64_t place = 0; place < depth; place++) {
+    for (int panel = 0; panel < PANELS; panel++) {
+      const char *line = ahead + panel * next * static_cast<int64_t>(sizeof(Number)) + place * pace;
+      __builtin_prefetch(line, 0, 2);
+      if (PANEL * sizeof(Number) > 64) __builtin_prefetch(line + 64, 0, 2);
+      const auto low = load(weight + panel * next + place * PANEL);
+      const auto high = load(weight + panel * next + place * PANEL + LANES);
+      for (int row = 0; row < COUNT; row++) {
+        add_product(sum[row][panel][0], input.numbers[row * input.row + place * input.column], low);
+        add_product(sum[row][panel][1], input.numbers[row * input.row + place * input.column], high);
+      }
+    }
+  }
+  for (int row = 0; row < COUNT; row++)
+    for (int panel = 0; panel < PANELS; panel++)
+      for (int half = 0; half < 2; half++)
+        save(sums + row * width + panel * PANEL + half * LANES, sum[row][panel][half]);
+}
+
+// The tile of `count` rows, at most COUNT.
+template <int COUNT, int PANELS, typename Number>
+INLINE void tile_of(int64_t count, Input<Number> input, const Number *weight, int64_t next, int64_t depth,
+                    const char *ahead, int64_t pace, float *sums, int64_t width) {
+  if (count == COUNT) {
+    tile<COUNT, PANELS>(input, weight, next, depth, ahead, pace, sums, width);
+  } else if constexpr (COUNT > 1) {
+    tile_of<COUNT - 1, PANELS>(count, input, weight, next, depth, ahead, pace, sums, width);
+  }
+}
+
+// The numbers 0 to N − 1, for a pack.
+template <int... PLACES>
+struct Places {};
+template <int N, int... PLACES>
+struct Upto : Upto<N - 1, N - 1, PLACES...> {};
+template <int... PLACES>
+struct Upto<0, PLACES...> {
+  typedef Places<PLACES...> places;
+};
+typedef Upto<LANES>::places Each;
+
+template <int STEP, int... PLACES>
+INLINE lanes swapped(lanes value, Places<PLACES...>) {
+  return __builtin_shufflevector(value, value, (PLACES ^ STEP)...);
+}
+
+// Halves are joined until one number is left.
+template <int STEP = LANES / 2, typename Join>
+INLINE float fold(lanes value, Join join) {
+  value = join(value, swapped<STEP>(value, Each{}));
+  if constexpr (STEP > 1) return fold<STEP / 2>(value, join);
+  return value[0];
+}
+
+INLINE float total(lanes value) {
+  return fold(value, [](lanes one, lanes other) INLINE_LAMBDA { return one + other; });
+}
+
+// The first `count` lanes; the others become `filling`.
+template <int... PLACES>
+INLINE lanes first_lanes(lanes value, int64_t count, float filling, Places<PLACES...>) {
+  typedef int32_t numbers __attribute__((vector_size(LANES * 4)));
+  return numbers{PLACES...} < static_cast<int32_t>(count) ? value : lanes{} + filling;
+}
+INLINE lanes first_lanes(lanes value, int64_t count, float filling) {
+  return count >= LANES ? value : first_lanes(value, count, filling, Each{});
+}
+
+INLINE float dot(const float *one, const float *other, int64_t length) {
+  lanes sum = {};
+  int64_t place = 0;
+  for (; place + LANES <= length; place += LANES) sum += load(one + place) * load(other + place);
+  float rest = total(sum);
+  for (; place < length; place++) rest += one[place] * other[place];
+  return rest;
+}
+
+// e^x to 2 units in the last place: 2^n · e^r with |r| ≤ ln 2 / 2 and Cephes' polynomial. Below −87, what −87 gives; NaN stays.
+INLINE lanes exponential(lanes x) {
+  x = x < -87.0f ? lanes{} - 87.0f : x;
+  x = x > 88.0f ? lanes{} + 88.0f : x;
+  const lanes shifted = x * 1.44269504088896341f + 12582912.0f;  // rounds: what remains of 2^23's digits is the integer
+  const lanes n = shifted - 12582912.0f;
+  const lanes r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  lanes y = r * 1.9875691500e-4f + 1.3981999507e-3f;
+  y = y * r + 8.3334519073e-3f;
+  y = y * r + 4.1665795894e-2f;
+  y = y * r + 1.6666665459e-1f;
+  y = y * r + 5.0000001201e-1f;
+  y = y * (r * r) + r + 1.0f;
+  const words power = (reinterpret_cast<words>(shifted) + 127u) << 23;
+  return y * reinterpret_cast<lanes>(power);
+}
+
+INLINE float largest(lanes values) {
+  return fold(values, [](lanes one, lanes other) INLINE_LAMBDA { return one > other ? one : other; });
+}
+
+INLINE float largest(const float *values, int64_t count) {
+  lanes most = lanes{} + values[0];
+  int64_t i = 0;
+  for (; i + LANES <= count; i += LANES) most = load(values + i) > most ? load(values + i) : most;
+  float largest_yet = largest(most);
+  for (; i < count; i++) largest_yet = values[i] > largest_yet ? values[i] : largest_yet;
+  return largest_yet;
+}
+
+// The largest of scores[span], behind which a whole vector can be read.
+INLINE float largest_score(const float *scores, int64_t span) {
+  lanes most = lanes{} + scores[0];
+  for (int64_t i = 0; i < span; i += LANES) {
+    const lanes here = first_lanes(load(scores + i), span - i, scores[0]);
+    most = here > most ? here : most;
+  }
+  return largest(most);
+}
+
+// Each of scores[span] becomes e^(score − most), and what fills their last vector zero; returns their sum.
+INLINE float exponentiate(float *scores, int64_t span, float most) {
+  lanes sum = {};
+  for (int64_t i = 0; i < span; i += LANES) {
+    const lanes power = first_lanes(exponential(load(scores + i) - most), span - i, 0.0f);
+    save(scores + i, power);
+    sum += power;
+  }
+  return total(sum);
+}
+
+// e^x, but nothing where a token with it is out of the question.
+INLINE lanes probability(lanes x) { return x < -87.0f ? lanes{} : exponential(x); }
+
+// Turns a head by its position's cosines and sines (RoPE with halves side by side), unless there are none, times `scale`.
+INLINE void turn(const float *head, int64_t size, const float *cosine, const float *sine, float scale,
+                 float *__restrict out) {
+  const int64_t half = size / 2;
+  if (cosine == nullptr) {
+    for (int64_t i = 0; i < size; i++) out[i] = head[i] * scale;
+    return;
+  }
+  for (int64_t i = 0; i < half; i++) out[i] = (head[i] * cosine[i] - head[i + half] * sine[i]) * scale;
+  for (int64_t i = half; i < size; i++) out[i] = (head[i] * cosine[i] + head[i - half] * sine[i]) * scale;
+}
+
+// A position's row of a table of cosines or sines, where there is one.
+INLINE const float *row_of(const float *table, int64_t position, int64_t size) {
+  return table == nullptr ? nullptr : table + position * size;
+}
+
+}  // namespace
+}  // namespace saddle
