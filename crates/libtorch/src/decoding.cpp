@@ -15,40 +15,33 @@ constexpr int64_t BLOCK_DEPTH = 256;
 // Logits whose probabilities are summed in float32, before the sums are added up in float64.
 constexpr int64_t CHOICE_BLOCK = 1024;
 
-INLINE void begin_sums(const Product &product, int64_t panel, int64_t width, int64_t rows, float *sums) {
-  for (int64_t row = 0; row < rows; row++)
-    for (int64_t column = 0; column < width; column++)
-      sums[row * width + column] = product.bias ? product.bias[panel * PANEL + column] : 0.0f;
-}
-
-INLINE void end_sums(const Product &product, int64_t panel, int64_t width, int64_t row, int64_t rows, const float *sums) {
-  const int64_t first = panel * PANEL, left = product.outputs - first, real = left < width ? left : width;
-  for (int64_t each = 0; each < rows; each++)
-    for (int64_t column = 0; column < real; column++)
-      product.out[(row + each) * product.outputs + first + column] = sums[each * width + column];
-}
-
 // PANELS panels from `panel` on, for at most BLOCK_ROWS rows from `row` on, COUNT of them at a time.
 template <int COUNT, int PANELS, typename Number>
 INLINE void block(const Product &product, const Number *input, int64_t row, int64_t rows, int64_t depth, int64_t panel) {
-  alignas(64) float sums[BLOCK_ROWS * PANEL];
-  const int64_t width = PANELS * PANEL, next = depth * PANEL;
+  alignas(64) float aside[BLOCK_ROWS * PANEL];
+  const int64_t column = panel * PANEL, left = product.outputs - column, next = depth * PANEL;
   const int64_t parts = (depth + BLOCK_DEPTH - 1) / BLOCK_DEPTH, tiles = (rows + COUNT - 1) / COUNT;
   const Number *weights = static_cast<const Number *>(product.weight);
-  begin_sums(product, panel, width, rows, sums);
+  float *out = product.out + row * product.outputs + column;
+  // What is not as wide as its panels is summed up aside.
+  const bool fits = left >= PANELS * PANEL;
+  const Sums sums = fits ? Sums{out, product.outputs, nullptr} : Sums{aside, PANELS * PANEL, nullptr};
   for (int64_t part = 0; part < parts; part++) {
     const int64_t begin = depth * part / parts, end = depth * (part + 1) / parts;
     const Number *weight = weights + panel * next + begin * PANEL;
     const Number *following = part + 1 < parts ? weights + panel * next + end * PANEL : weights + (panel + PANELS) * next;
+    const float *bias = product.bias ? product.bias + column : NOTHING;
     const int64_t pace = PANEL * sizeof(Number) / tiles;
     for (int64_t each = 0; each < tiles; each++) {
       const int64_t first = rows * each / tiles, last = rows * (each + 1) / tiles;
       const char *ahead = reinterpret_cast<const char *>(following) + each * (end - begin) * pace;
       tile_of<COUNT, PANELS>(last - first, Input<Number>{input + (row + first) * depth + begin, depth, 1}, weight, next,
-                             end - begin, ahead, pace, sums + first * width, width);
+                             end - begin, ahead, pace,
+                             Sums{sums.numbers + first * sums.width, sums.width, part == 0 ? bias : nullptr});
     }
   }
-  end_sums(product, panel, width, row, rows, sums);
+  for (int64_t each = 0; !fits && each < rows; each++)
+    for (int64_t place = 0; place < left; place++) out[each * product.outputs + place] = aside[each * PANELS * PANEL + place];
 }
 
 template <typename Number>
@@ -79,53 +72,54 @@ void pair(const float *input, int64_t width, uint32_t *out, int64_t begin, int64
 }
 
 void store(const Attention &a, int64_t begin, int64_t end) {
-  const int64_t width = a.kv_heads * a.head_size;
   for (int64_t token = begin; token < end; token++) {
-    const int64_t entry = (a.rows[token] * a.capacity + a.positions[token]) * width;
-    for (int64_t head = 0; head < a.kv_heads; head++)
-      turn(a.key + token * width + head * a.head_size, a.head_size, row_of(a.cosine, a.positions[token], a.head_size),
-           row_of(a.sine, a.positions[token], a.head_size), 1.0f, a.keys + entry + head * a.head_size);
-    for (int64_t i = 0; i < width; i++) a.values[entry + i] = a.value[token * width + i];
+    const float *cosine = row_of(a.cosine, a.positions[token], a.head_size);
+    const float *sine = row_of(a.sine, a.positions[token], a.head_size);
+    for (int64_t head = 0; head < a.kv_heads; head++) {
+      const int64_t from = (token * a.kv_heads + head) * a.head_size;
+      const int64_t to = ((a.rows[token] * a.kv_heads + head) * a.capacity + a.positions[token]) * a.head_size;
+      turn(a.key + from, a.head_size, cosine, sine, 1.0f, a.keys + to);
+      for (int64_t i = 0; i < a.head_size; i++) a.values[to + i] = a.value[from + i];
+    }
   }
 }
 
 // out[head_size] = Σ weights[t] · values[t] / Σ weights, in columns of up to four vectors.
-INLINE void mix(const float *weights, int64_t span, const float *values, int64_t stride, int64_t size, float scale,
-                float *out) {
+INLINE void mix(const float *weights, int64_t span, const float *values, int64_t size, float scale, float *out) {
   int64_t i = 0;
   for (; i + 4 * LANES <= size; i += 4 * LANES) {
     lanes sum[4] = {};
     for (int64_t t = 0; t < span; t++)
-      for (int part = 0; part < 4; part++) sum[part] += weights[t] * load(values + t * stride + i + part * LANES);
+      for (int part = 0; part < 4; part++) sum[part] += weights[t] * load(values + t * size + i + part * LANES);
     for (int part = 0; part < 4; part++) save(out + i + part * LANES, sum[part] * scale);
   }
   for (; i + LANES <= size; i += LANES) {
     lanes sum = {};
-    for (int64_t t = 0; t < span; t++) sum += weights[t] * load(values + t * stride + i);
+    for (int64_t t = 0; t < span; t++) sum += weights[t] * load(values + t * size + i);
     save(out + i, sum * scale);
   }
   for (; i < size; i++) {
     float sum = 0.0f;
-    for (int64_t t = 0; t < span; t++) sum += weights[t] * values[t * stride + i];
+    for (int64_t t = 0; t < span; t++) sum += weights[t] * values[t * size + i];
     out[i] = sum * scale;
   }
 }
 
 void attend(const Attention &a, float *scratch, int64_t begin, int64_t end) {
-  const int64_t group = a.heads / a.kv_heads, stride = a.kv_heads * a.head_size;
+  const int64_t group = a.heads / a.kv_heads;
   const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(a.head_size));
   float *turned = scratch, *scores = scratch + a.head_size;
   for (int64_t pair = begin; pair < end; pair++) {
     const int64_t token = pair / a.kv_heads, shared = pair % a.kv_heads, last = a.positions[token];
     const int64_t first = a.window > 0 && last >= a.window ? last - a.window + 1 : 0, span = last - first + 1;
-    const int64_t entry = (a.rows[token] * a.capacity + first) * stride + shared * a.head_size;
+    const int64_t entry = ((a.rows[token] * a.kv_heads + shared) * a.capacity + first) * a.head_size;
     for (int64_t head = shared * group; head < (shared + 1) * group; head++) {
       const int64_t place = (token * a.heads + head) * a.head_size;
       turn(a.query + place, a.head_size, row_of(a.cosine, last, a.head_size), row_of(a.sine, last, a.head_size), scale,
            turned);
-      for (int64_t t = 0; t < span; t++) scores[t] = dot(turned, a.keys + entry + t * stride, a.head_size);
+      for (int64_t t = 0; t < span; t++) scores[t] = dot(turned, a.keys + entry + t * a.head_size, a.head_size);
       const float sum = exponentiate(scores, span, largest_score(scores, span));
-      mix(scores, span, a.values + entry, stride, a.head_size, 1.0f / sum, a.out + place);
+      mix(scores, span, a.values + entry, a.head_size, 1.0f / sum, a.out + place);
     }
   }
 }

@@ -19,7 +19,7 @@ struct Product {
   int64_t outputs;
 };
 
-// Tokens of many sequences, each with its place in a cache [rows, capacity, kv_heads, head_size] of keys and values.
+// Tokens of many sequences, each with its place in a cache [rows, kv_heads, capacity, head_size] of keys and values.
 struct Attention {
   const float *query;  // [tokens, heads · head_size]
   const float *key;    // [tokens, kv_heads · head_size]

@@ -100,8 +100,8 @@ pub struct Placement<'a> {
     pub window: Option<i64>,
 }
 
-/// Puts the `key` and `value` `[tokens, kv_heads · head_size]` of tokens into the cache `keys` and `values` `[rows, capacity,
-/// kv_heads, head_size]`, and gives what each token takes from its row up to itself: softmax(q kᵀ / √head_size) v,
+/// Puts the `key` and `value` `[tokens, kv_heads · head_size]` of tokens into the cache `keys` and `values` `[rows, kv_heads,
+/// capacity, head_size]`, and gives what each token takes from its row up to itself: softmax(q kᵀ / √head_size) v,
 /// `[tokens, heads · head_size]`. Queries and keys are turned here; in the cache are turned keys. Tokens of one row are all
 /// stored before any is attended to.
 ///
@@ -113,7 +113,7 @@ pub fn attend(
     place: &Placement<'_>,
 ) -> Result<Tensor, LibtorchError> {
     let _guard = tch::no_grad_guard();
-    let [rows, capacity, kv_heads, head_size] = keys.size()[..] else {
+    let [rows, kv_heads, capacity, head_size] = keys.size()[..] else {
         return Err(operand(format!("a cache has the shape {:?}", keys.size())));
     };
     let tokens = place.rows.len() as i64;
@@ -125,7 +125,7 @@ pub fn attend(
         require(each, &[tokens, kv_heads * head_size])?;
     }
     for each in [&*keys, &*values] {
-        require(each, &[rows, capacity, kv_heads, head_size])?;
+        require(each, &[rows, kv_heads, capacity, head_size])?;
     }
     let within = |indices: &[i64], limit: i64| indices.iter().all(|index| (0..limit).contains(index));
     if place.positions.len() != place.rows.len()

@@ -6,8 +6,6 @@
 #include <omp.h>
 #include <torch/csrc/autograd/custom_function.h>
 
-#include <optional>
-
 #include "dispatch.h"
 
 namespace saddle {
@@ -81,8 +79,6 @@ struct Swiglu : Function<Swiglu> {
 };
 
 struct SequenceAttention : Function<SequenceAttention> {
-  using Table = std::optional<at::Tensor>;
-
   static at::Tensor forward(AutogradContext *context, const at::Tensor &query, const at::Tensor &key,
                             const at::Tensor &value, const at::Tensor &starts, const Table &cosines, const Table &sines,
                             int64_t head_size, int64_t window) {
@@ -192,7 +188,7 @@ at::Tensor swiglu(const at::Tensor &gate, const at::Tensor &up) {
 }
 
 at::Tensor sequence_attention(const at::Tensor &query, const at::Tensor &key, const at::Tensor &value,
-                              const at::Tensor &starts, const at::Tensor &cosine, const at::Tensor &sine, int64_t head_size,
+                              const at::Tensor &starts, const Table &cosine, const Table &sine, int64_t head_size,
                               int64_t window) {
   for (const at::Tensor *each : {&query, &key, &value}) {
     require_floats(*each, "query, key or value");
@@ -214,16 +210,16 @@ at::Tensor sequence_attention(const at::Tensor &query, const at::Tensor &key, co
     TORCH_CHECK(first[row] <= first[row + 1], "a sequence ends before it starts");
     longest = std::max(longest, first[row + 1] - first[row]);
   }
-  for (const at::Tensor *table : {&cosine, &sine}) {
-    TORCH_CHECK(table->defined() == cosine.defined(), "cosines without sines, or sines without cosines");
-    if (!table->defined()) continue;
-    require_floats(*table, "a rotary table");
-    TORCH_CHECK(table->dim() == 2 && table->is_contiguous() && table->size(0) >= longest && table->size(1) == head_size &&
-                    head_size % 2 == 0,
-                "a sequence of ", longest, " tokens and heads of ", head_size, " with rotary tables of ", table->sizes());
+  for (const Table *table : {&cosine, &sine}) {
+    TORCH_CHECK(table->has_value() == cosine.has_value(), "cosines without sines, or sines without cosines");
+    if (!table->has_value()) continue;
+    const at::Tensor &numbers = **table;
+    require_floats(numbers, "a rotary table");
+    TORCH_CHECK(numbers.dim() == 2 && numbers.is_contiguous() && numbers.size(0) >= longest &&
+                    numbers.size(1) == head_size && head_size % 2 == 0,
+                "a sequence of ", longest, " tokens and heads of ", head_size, " with rotary tables of ", numbers.sizes());
   }
-  const auto table = [](const at::Tensor &tensor) { return tensor.defined() ? std::optional(tensor) : std::nullopt; };
-  return SequenceAttention::apply(query, key, value, starts, table(cosine), table(sine), head_size, window);
+  return SequenceAttention::apply(query, key, value, starts, cosine, sine, head_size, window);
 }
 
 std::vector<at::Tensor> log_probs(const at::Tensor &logits, const at::Tensor &targets, double temperature) {

@@ -207,7 +207,7 @@ char *saddle_swiglu(const void *gate, const void *up, void **out) {
 char *saddle_sequence_attention(const void *query, const void *key, const void *value, const void *starts,
                                 const void *cosine, const void *sine, int64_t head_size, int64_t window, void **out) {
   return guarded([&] {
-    const auto table = [](const void *pointer) { return pointer == nullptr ? at::Tensor() : tensor(pointer); };
+    const auto table = [](const void *pointer) { return pointer ? saddle::Table(tensor(pointer)) : std::nullopt; };
     *out = new at::Tensor(saddle::sequence_attention(tensor(query), tensor(key), tensor(value), tensor(starts),
                                                      table(cosine), table(sine), head_size, window));
   });

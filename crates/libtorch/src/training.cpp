@@ -73,8 +73,9 @@ void swiglu_backward(const float *gate, const float *up, const float *out_gradie
   }
 }
 
-// sums[rows, panels · PANEL] += input[rows, depth] · weight. Of what is DOWN, rows stand side by side.
-template <bool DOWN>
+// sums[rows, panels · PANEL] = input[rows, depth] · weight, or as much more where they are to GO_ON. Of what is DOWN, rows
+// stand side by side.
+template <bool DOWN, bool GO_ON>
 __attribute__((noinline)) void multiply(const float *input, int64_t stride, int64_t rows, const float *weight, int64_t next,
                                         int64_t panels, int64_t depth, float *sums, int64_t width) {
   for (int64_t row = 0; row < rows; row += ROWS) {
@@ -83,7 +84,7 @@ __attribute__((noinline)) void multiply(const float *input, int64_t stride, int6
     for (int64_t panel = 0; panel < panels; panel++) {
       const float *here = weight + panel * next;
       tile_of<ROWS, 1>(count, from, here, next, depth, reinterpret_cast<const char *>(here), 0,
-                       sums + row * width + panel * PANEL, width);
+                       Sums{sums + row * width + panel * PANEL, width, GO_ON ? nullptr : NOTHING});
     }
   }
 }
@@ -190,7 +191,7 @@ INLINE void score(const Pair &p, const float *queries, int64_t stride, int64_t p
   for (int64_t row = 0; row < rows; row += ROWS) {
     const int64_t count = rows - row < ROWS ? rows - row : ROWS;
     const int64_t panels = panels_of(place + row + count - low);
-    multiply<false>(queries + row * stride, stride, count, keys + low * p.size, p.size * PANEL, panels, p.size,
+    multiply<false, false>(queries + row * stride, stride, count, keys + low * p.size, p.size * PANEL, panels, p.size,
                     scores + row * p.reach + low, p.reach);
   }
 }
@@ -209,12 +210,9 @@ void attend(const Sequences &s, int64_t index, float *scratch, const Attended &t
       const int64_t rows = p.length - place < ROWS ? p.length - place : ROWS;
       const int64_t low = first_seen(s, place) / PANEL * PANEL, high = place + rows;
       for (int64_t row = 0; row < rows; row++) {
-        float *query = queries + row * p.size;
-        turned(s, p, s.query + query_place(s, p, head, place + row), place + row, p.scale, query);
-        clear(scores + row * p.reach + low, padded(high) - low);
+        turned(s, p, s.query + query_place(s, p, head, place + row), place + row, p.scale, queries + row * p.size);
       }
       score(p, queries, p.size, place, rows, low, keys, scores);
-      clear(mixed, rows * p.wide);
       float sums[ROWS];
       for (int64_t row = 0; row < rows; row++) {
         float *own = scores + row * p.reach;
@@ -225,7 +223,7 @@ void attend(const Sequences &s, int64_t index, float *scratch, const Attended &t
         clear(own + first + span, high - first - span);
         to.masses[(p.first + place + row) * s.heads + p.shared * p.group + head] = most + __builtin_logf(sums[row]);
       }
-      multiply<false>(scores + low, p.reach, rows, values + low * PANEL, p.length * PANEL, panels_of(p.size), high - low,
+      multiply<false, false>(scores + low, p.reach, rows, values + low * PANEL, p.length * PANEL, panels_of(p.size), high - low,
                       mixed, p.wide);
       for (int64_t row = 0; row < rows; row++) {
         float *out = to.out + query_place(s, p, head, place + row);
@@ -274,8 +272,6 @@ void attend_backward(const Sequences &s, int64_t index, float *scratch, const At
         turned(s, p, s.query + begin + row * stride, place + row, p.scale, query);
         spread(query, p.size, BLOCK * PANEL, query_panels + row * PANEL);
         spread(to.out + begin + row * stride, p.size, BLOCK * PANEL, out_panels + row * PANEL);
-        clear(scores + row * p.reach + low, padded(high) - low);
-        clear(slopes + row * p.reach + low, padded(high) - low);
       }
       score(p, queries, p.size, place, rows, low, keys, scores);
       score(p, to.out + begin, stride, place, rows, low, values, slopes);
@@ -284,11 +280,10 @@ void attend_backward(const Sequences &s, int64_t index, float *scratch, const At
         const float common = dot(to.out + begin + row * stride, from.out + begin + row * stride, p.size);
         soften(s, place + row, low, high, mass, common, scores + row * p.reach, slopes + row * p.reach);
       }
-      clear(query_slopes, rows * p.wide);
-      multiply<false>(slopes + low, p.reach, rows, key_rows + low * PANEL, next, panels, high - low, query_slopes, p.wide);
-      multiply<true>(slopes + low, p.reach, high - low, query_panels, BLOCK * PANEL, panels, rows,
+      multiply<false, false>(slopes + low, p.reach, rows, key_rows + low * PANEL, next, panels, high - low, query_slopes, p.wide);
+      multiply<true, true>(slopes + low, p.reach, high - low, query_panels, BLOCK * PANEL, panels, rows,
                      key_slopes + low * p.wide, p.wide);
-      multiply<true>(scores + low, p.reach, high - low, out_panels, BLOCK * PANEL, panels, rows,
+      multiply<true, true>(scores + low, p.reach, high - low, out_panels, BLOCK * PANEL, panels, rows,
                      value_slopes + low * p.wide, p.wide);
       for (int64_t row = 0; row < rows; row++)
         turn_back(s, p, query_slopes + row * p.wide, place + row, p.scale, to.query + begin + row * stride);

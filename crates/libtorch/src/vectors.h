@@ -52,16 +52,29 @@ struct Input {
   int64_t column;
 };
 
-// sums[rows, PANELS · PANEL] += input[rows, depth] · weight, whose panels are `next` numbers apart; rows of sums are `width`
-// apart. What is needed next is asked for on the way: `pace` bytes a step.
+// Where a product's sums are kept, rows `width` apart: they begin as `begin`, the same in every row, or go on from what is
+// there if that is null.
+struct Sums {
+  float *numbers;
+  int64_t width;
+  const float *begin;
+};
+
+// Sums that begin at nothing, for as many panels as any tile has.
+alignas(64) constexpr float NOTHING[2 * PANEL] = {};
+
+// sums[rows, PANELS · PANEL] += input[rows, depth] · weight, whose panels are `next` numbers apart. What is needed next is
+// asked for on the way: `pace` bytes a step.
 template <int COUNT, int PANELS, typename Number>
 INLINE void tile(Input<Number> input, const Number *weight, int64_t next, int64_t depth, const char *ahead, int64_t pace,
-                 float *sums, int64_t width) {
+                 Sums sums) {
   lanes sum[COUNT][PANELS][2];
   for (int row = 0; row < COUNT; row++)
     for (int panel = 0; panel < PANELS; panel++)
-      for (int half = 0; half < 2; half++)
-        sum[row][panel][half] = load(sums + row * width + panel * PANEL + half * LANES);
+      for (int half = 0; half < 2; half++) {
+        const int64_t column = panel * PANEL + half * LANES;
+        sum[row][panel][half] = load(sums.begin ? sums.begin + column : sums.numbers + row * sums.width + column);
+      }
   for (int64_t place = 0; place < depth; place++) {
     for (int panel = 0; panel < PANELS; panel++) {
       const char *line = ahead + panel * next * static_cast<int64_t>(sizeof(Number)) + place * pace;
@@ -78,17 +91,17 @@ INLINE void tile(Input<Number> input, const Number *weight, int64_t next, int64_
   for (int row = 0; row < COUNT; row++)
     for (int panel = 0; panel < PANELS; panel++)
       for (int half = 0; half < 2; half++)
-        save(sums + row * width + panel * PANEL + half * LANES, sum[row][panel][half]);
+        save(sums.numbers + row * sums.width + panel * PANEL + half * LANES, sum[row][panel][half]);
 }
 
 // The tile of `count` rows, at most COUNT.
 template <int COUNT, int PANELS, typename Number>
 INLINE void tile_of(int64_t count, Input<Number> input, const Number *weight, int64_t next, int64_t depth,
-                    const char *ahead, int64_t pace, float *sums, int64_t width) {
+                    const char *ahead, int64_t pace, Sums sums) {
   if (count == COUNT) {
-    tile<COUNT, PANELS>(input, weight, next, depth, ahead, pace, sums, width);
+    tile<COUNT, PANELS>(input, weight, next, depth, ahead, pace, sums);
   } else if constexpr (COUNT > 1) {
-    tile_of<COUNT - 1, PANELS>(count, input, weight, next, depth, ahead, pace, sums, width);
+    tile_of<COUNT - 1, PANELS>(count, input, weight, next, depth, ahead, pace, sums);
   }
 }
 

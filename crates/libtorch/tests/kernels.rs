@@ -61,7 +61,7 @@ fn cached_attention_is_that_of_whole_sequences(
 ) {
     let (cosine, sine) = (numbers(&[12, head_size], 7.0), numbers(&[12, head_size], 8.0));
     let tables = rotary.then_some((&cosine, &sine));
-    let cache = || Tensor::zeros([3, 10, kv_heads, head_size], (Kind::Float, Device::Cpu));
+    let cache = || Tensor::zeros([3, kv_heads, 10, head_size], (Kind::Float, Device::Cpu));
     let (mut keys, mut values) = (cache(), cache());
     for (row, length, seed) in [(0, 9, 1.0), (2, 4, 2.0)] {
         let query = numbers(&[length, heads * head_size], seed);

@@ -4,7 +4,7 @@ use crate::{DecoderConfig, LmError};
 use saddle_libtorch::kernels::{self, Placement};
 use tch::{Device, Kind, Tensor};
 
-/// Keys and values of every layer, each `[rows, capacity, kv_heads, head_size]`.
+/// Keys and values of every layer, each `[rows, kv_heads, capacity, head_size]`.
 #[derive(Debug)]
 pub struct KvCache {
     keys: Vec<Tensor>,
@@ -19,7 +19,7 @@ pub(crate) struct Step {
     pub(crate) positions: Tensor,
     /// True where a row may look, `[rows, 1, 1, span]`.
     pub(crate) mask: Tensor,
-    /// Index of each row's new entry in the flattened (rows · capacity) cache, `[rows]`.
+    /// Index of each new entry in the flattened (rows · kv_heads · capacity) cache, `[rows · kv_heads]`.
     entries: Tensor,
     rows: i64,
     span: i64,
@@ -37,7 +37,7 @@ impl KvCache {
         kind: Kind,
         device: Device,
     ) -> Result<Self, LmError> {
-        let shape = [rows as i64, capacity as i64, config.num_key_value_heads as i64, config.head_dim() as i64];
+        let shape = [rows as i64, config.num_key_value_heads as i64, capacity as i64, config.head_dim() as i64];
         let tables =
             || (0..config.num_hidden_layers).map(|_| Tensor::f_zeros(shape, (kind, device))).collect::<Result<_, _>>();
         Ok(Self {
@@ -59,8 +59,10 @@ impl KvCache {
         let device = self.keys[0].device();
         let rows = positions.len() as i64;
         let span = positions.iter().max().map_or(0, |last| last + 1);
-        let entries: Vec<i64> =
-            positions.iter().zip(0..).map(|(position, row): (_, i64)| row * self.capacity + position).collect();
+        let heads = self.keys[0].size()[1];
+        let entry = |(row, position): (usize, &i64), head| (row as i64 * heads + head) * self.capacity + position;
+        let places = positions.iter().enumerate();
+        let entries: Vec<i64> = places.flat_map(|place| (0..heads).map(move |head| entry(place, head))).collect();
         let positions = Tensor::f_from_slice(positions)?.f_to_device(device)?;
         let columns = Tensor::f_arange(span, (Kind::Int64, device))?;
         let (columns, last) = (columns.f_unsqueeze(0)?, positions.f_unsqueeze(1)?);
@@ -75,14 +77,13 @@ impl KvCache {
     /// Writes the keys and values `[batch, kv_heads, length, head_size]` of whole prompts into rows `first_row..`.
     pub(crate) fn fill(&mut self, layer: usize, first_row: i64, key: &Tensor, value: &Tensor) -> Result<(), LmError> {
         for (table, new) in [(&self.keys[layer], key), (&self.values[layer], value)] {
-            let new = new.f_transpose(1, 2)?;
-            let (rows, length, _, _) = new.size4()?;
-            table.f_narrow(0, first_row, rows)?.f_narrow(1, 0, length)?.f_copy_(&new)?;
+            let (rows, _, length, _) = new.size4()?;
+            table.f_narrow(0, first_row, rows)?.f_narrow(2, 0, length)?.f_copy_(new)?;
         }
         Ok(())
     }
 
-    /// Writes one new entry a row and returns the keys and values so far, `[rows, kv_heads, span, head_size]`.
+    /// Writes one new entry a row, of `key` and `value` `[rows, kv_heads, 1, head_size]`, and returns the keys and values so far, `[rows, kv_heads, span, head_size]`.
     pub(crate) fn append(
         &mut self,
         layer: usize,
@@ -91,10 +92,10 @@ impl KvCache {
         value: &Tensor,
     ) -> Result<(Tensor, Tensor), LmError> {
         let append = |table: &Tensor, new: &Tensor| {
-            let (_, _, heads, size) = table.size4()?;
-            let new = new.f_transpose(1, 2)?.f_reshape([step.rows, heads, size])?.f_to_kind(table.f_kind()?)?;
-            let _ = table.f_view([-1, heads, size])?.f_index_copy_(0, &step.entries, &new)?;
-            Ok::<_, LmError>(table.f_narrow(0, 0, step.rows)?.f_narrow(1, 0, step.span)?.f_transpose(1, 2)?)
+            let size = table.size()[3];
+            let new = new.f_reshape([-1, size])?.f_to_kind(table.f_kind()?)?;
+            let _ = table.f_view([-1, size])?.f_index_copy_(0, &step.entries, &new)?;
+            Ok::<_, LmError>(table.f_narrow(0, 0, step.rows)?.f_narrow(2, 0, step.span)?)
         };
         Ok((append(&self.keys[layer], key)?, append(&self.values[layer], value)?))
     }
@@ -114,8 +115,8 @@ impl KvCache {
     /// Copies the first `length` entries of row `from` over row `to`.
     pub(crate) fn copy_row(&mut self, from: i64, to: i64, length: i64) -> Result<(), LmError> {
         for table in self.keys.iter().chain(&self.values) {
-            let source = table.f_narrow(0, from, 1)?.f_narrow(1, 0, length)?;
-            table.f_narrow(0, to, 1)?.f_narrow(1, 0, length)?.f_copy_(&source)?;
+            let source = table.f_narrow(0, from, 1)?.f_narrow(2, 0, length)?;
+            table.f_narrow(0, to, 1)?.f_narrow(2, 0, length)?.f_copy_(&source)?;
         }
         Ok(())
     }

@@ -103,8 +103,8 @@ impl DecodingWeights {
             positions.extend(*known as i64..all.len() as i64);
             last.push(tokens.len() as i64 - 1);
         }
-        let hidden = self.policy.trunk().forward_packed(&packed.trunk, &tokens, (&rows, &positions), cache)?;
-        Ok(hidden.f_index_select(0, &Tensor::f_from_slice(&last)?)?)
+        let last = Tensor::f_from_slice(&last)?;
+        self.policy.trunk().forward_packed(&packed.trunk, &tokens, (&rows, &positions), Some(&last), cache)
     }
 
     fn read_plain(&self, entrants: &[Entrant<'_>], cache: &mut KvCache) -> Result<Tensor, LmError> {
@@ -129,7 +129,7 @@ impl DecodingWeights {
         let hidden = match &self.packed {
             Some(packed) => {
                 let rows: Vec<i64> = (0..tokens.len() as i64).collect();
-                trunk.forward_packed(&packed.trunk, tokens, (&rows, positions), cache)?
+                trunk.forward_packed(&packed.trunk, tokens, (&rows, positions), None, cache)?
             }
             None => {
                 let step = cache.step(positions)?;

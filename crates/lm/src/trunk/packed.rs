@@ -49,13 +49,15 @@ impl Trunk {
         self.blocks.iter().map(pack).collect::<Result<_, _>>().map(PackedTrunk)
     }
 
-    /// Hidden states `[tokens, hidden]`, after the final norm, of `tokens` that stand at `places`: rows and positions in
-    /// `cache`, which takes them up. What stands before them in their rows must be there already, or be among them.
+    /// Hidden states `[.., hidden]`, after the final norm, of the tokens numbered `wanted`, or of all `tokens`, which stand at
+    /// `places`: rows and positions in `cache`, which takes them up. What stands before them in their rows must be there
+    /// already, or be among them.
     pub(crate) fn forward_packed(
         &self,
         packed: &PackedTrunk,
         tokens: &[i64],
         places: (&[i64], &[i64]),
+        wanted: Option<&Tensor>,
         cache: &mut KvCache,
     ) -> Result<Tensor, LmError> {
         let mut hidden = self.embed(&Tensor::f_from_slice(tokens)?, &Tensor::f_from_slice(places.1)?)?;
@@ -63,7 +65,11 @@ impl Trunk {
         for (layer, (block, packed)) in self.blocks.iter().zip(&packed.0).enumerate() {
             let [query, key, value] = apply(packed.input.each_ref(), &block.attention_norm.apply(&hidden)?)?;
             let Heads { query, key, value, .. } = block.attention.heads(query, key, value)?;
-            let mixed = cache.attend(layer, (&query, &key, &value), places, rotary)?;
+            let mut mixed = cache.attend(layer, (&query, &key, &value), places, rotary)?;
+            if let Some(wanted) = wanted.filter(|_| layer + 1 == self.blocks.len()) {
+                hidden = hidden.f_index_select(0, wanted)?;
+                mixed = mixed.f_index_select(0, wanted)?;
+            }
             let [mixed] = apply([&packed.output], &mixed)?;
             let _ = hidden.f_add_(&mixed)?;
             let normed = block.feed_forward_norm.apply(&hidden)?;
