@@ -46,7 +46,7 @@ fn cuda_loads_or_says_what_to_do() {
 /// Work that is large enough for libtorch, and for this crate's own kernels, to share it out.
 fn parallel_work() {
     let input = Tensor::ones([1 << 18], (Kind::Float, Device::Cpu)).set_requires_grad(true);
-    swiglu(&input.exp(), &input).unwrap().sum(Kind::Float).backward();
+    swiglu(&input.exp(), &input).expect("operands of one shape").sum(Kind::Float).backward();
 }
 
 #[test]

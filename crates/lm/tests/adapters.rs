@@ -145,7 +145,8 @@ proptest! {
         let adapted = taught(&policy, &lora);
         let merged = Policy::from_weights(config, &adapted.weights().unwrap(), Device::Cpu).unwrap();
         let expected = logits(&merged);
-        let limit = 1e-5 * expected.abs().max().double_value(&[]).max(1.0);
+        // Norms of small models enlarge what rounding does, now and then by more than ten.
+        let limit = 1e-4 * expected.abs().max().double_value(&[]).max(1.0);
         prop_assert!(largest_difference(&expected, &logits(&policy)) > limit, "they compute something");
         let difference = largest_difference(&expected, &logits(&adapted));
         prop_assert!(difference < limit, "{} is above {}", difference, limit);
