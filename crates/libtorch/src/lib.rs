@@ -1,10 +1,10 @@
 //! What `tch` lacks, by a thin C++ shim over libtorch: loading CUDA at run time, intra-op threads per thread,
-//! deterministic algorithms, streams, products with frozen bfloat16 weights, what the loaded library is, and [`kernels`] for
-//! decoding on a CPU.
+//! deterministic algorithms, streams, products with frozen bfloat16 weights, what the loaded library is, [`kernels`] for decoding
+//! on a CPU, and [`layers`] for training on one.
 //!
-//! The shim is two C++ files, compiled against the libtorch that `make setup` fetched, and one `unsafe` Rust file; the
-//! kernels are one more C++ file, compiled once for each instruction set. C++ exceptions are caught at the border and
-//! become [`LibtorchError`].
+//! The shim is a few C++ files, compiled against the libtorch that `make setup` fetched, and one `unsafe` Rust file; the
+//! kernels are two more, `decoding.cpp` and `training.cpp`, compiled once for each instruction set. C++ exceptions are caught
+//! at the border and become [`LibtorchError`].
 
 mod cuda;
 mod error;

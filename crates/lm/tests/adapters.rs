@@ -66,7 +66,7 @@ fn cases() -> impl Strategy<Value = (DecoderConfig, LoraConfig)> {
 const TOKENS: [i64; 7] = [5, 270, 6, 6, 31, 4, 100];
 
 fn logits(policy: &Policy) -> Tensor {
-    let sequence = Sequences::new(&[TOKENS.len()], Device::Cpu).unwrap();
+    let sequence = Sequences::new(&[TOKENS.len()], Device::Cpu).expect("one sequence");
     let hidden = policy.trunk().forward(&Tensor::from_slice(&TOKENS), &sequence, None).expect("known tokens");
     policy.logits(&hidden).expect("hidden states of this model")
 }

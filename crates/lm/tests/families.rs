@@ -52,7 +52,7 @@ fn configs() -> impl Strategy<Value = DecoderConfig> {
 
 /// All of a policy's logits for one sequence, `[length, vocabulary]`.
 fn logits(policy: &Policy, tokens: &[i64]) -> Tensor {
-    let sequence = Sequences::new(&[tokens.len()], Device::Cpu).unwrap();
+    let sequence = Sequences::new(&[tokens.len()], Device::Cpu).expect("one sequence");
     let hidden = policy.trunk().forward(&Tensor::from_slice(tokens), &sequence, None).expect("known tokens");
     policy.logits(&hidden).expect("hidden states of this model")
 }

@@ -8,8 +8,8 @@ pub(crate) fn run_again_with_narrower_kernels() {
         return;
     }
     for set in ["avx512", "avx2", "baseline"] {
-        let tests = std::env::current_exe().unwrap();
-        let run = std::process::Command::new(tests).env("SADDLE_KERNELS", set).output().unwrap();
+        let tests = std::env::current_exe().expect("the path of these tests");
+        let run = std::process::Command::new(tests).env("SADDLE_KERNELS", set).output().expect("these tests run again");
         assert!(run.status.success(), "{set}: {}", String::from_utf8_lossy(&run.stdout));
     }
 }
