@@ -94,6 +94,9 @@ pub(crate) struct BenchTrainArgs {
     /// What the matrix products are computed in.
     #[arg(long, default_value = "f32")]
     pub(crate) precision: Precision,
+    /// Threads that each learn from a share of the rollouts, as `ppo.workers` has it.
+    #[arg(long, default_value_t = 1, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=256))]
+    pub(crate) workers: usize,
     /// Iterations to measure, after one that is not; medians are shown.
     #[arg(long, default_value_t = 5)]
     pub(crate) iterations: usize,

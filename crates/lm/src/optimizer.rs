@@ -31,11 +31,12 @@ impl Default for AdamWConfig {
     }
 }
 
-/// An AdamW optimiser for one set of parameters. Gradients of micro-batches are added up until a step is taken.
+/// An AdamW optimiser for one set of parameters. Gradients of micro-batches are added up until a step is taken, in a sum for
+/// each thread that computes some.
 #[derive(Debug)]
 pub struct AdamW {
     config: AdamWConfig,
-    gradient: Tensor,
+    sums: Vec<Tensor>,
     mean: Tensor,
     square: Tensor,
     steps: u64,
@@ -57,7 +58,7 @@ impl AdamW {
     /// Fails if the memory for its state cannot be had.
     pub fn new(config: AdamWConfig, parameters: &Parameters) -> Result<Self, LmError> {
         let zeros = || parameters.flat().f_zeros_like();
-        Ok(Self { config, gradient: zeros()?, mean: zeros()?, square: zeros()?, steps: 0 })
+        Ok(Self { config, sums: vec![zeros()?], mean: zeros()?, square: zeros()?, steps: 0 })
     }
 
     /// Adds d`loss` / d`parameters` to the gradient of the coming step.
@@ -65,17 +66,19 @@ impl AdamW {
     /// # Errors
     /// Fails if libtorch does.
     pub fn accumulate(&mut self, parameters: &Parameters, loss: &Tensor) -> Result<(), LmError> {
-        parameters.add_gradient(loss, &self.gradient)
+        parameters.add_gradient(loss, &self.sums[0])
     }
 
-    /// Adds a gradient, flat as [`Parameters::gradient`] gives it, to that of the coming step.
+    /// Where `thread` adds up its part of the gradient of the coming step, flat as [`Parameters::add_gradient`] does it. The
+    /// first is also where [`Self::accumulate`] adds.
     ///
     /// # Errors
-    /// Fails if libtorch does.
-    pub fn add(&mut self, gradient: &Tensor) -> Result<(), LmError> {
-        let _guard = no_grad_guard();
-        let _ = self.gradient.f_add_(gradient)?;
-        Ok(())
+    /// Fails if the memory for it cannot be had.
+    pub fn sum(&mut self, thread: usize) -> Result<Tensor, LmError> {
+        while self.sums.len() <= thread {
+            self.sums.push(self.mean.f_zeros_like()?);
+        }
+        Ok(self.sums[thread].shallow_clone())
     }
 
     /// Changes `parameters` by the gradient added up so far, at `learning_rate`, and starts a new sum. A gradient that
@@ -85,7 +88,8 @@ impl AdamW {
     /// Fails if libtorch does.
     pub fn step(&mut self, parameters: &mut Parameters, learning_rate: f64) -> Result<Step, LmError> {
         let _guard = no_grad_guard();
-        let gradient_norm = self.gradient.f_norm()?.f_double_value(&[])?;
+        self.join_sums()?;
+        let gradient_norm = self.sums[0].f_norm()?.f_double_value(&[])?;
         if !gradient_norm.is_finite() {
             self.discard()?;
             return Ok(Step { gradient_norm, taken: false });
@@ -95,12 +99,22 @@ impl AdamW {
             self.step_on_cpu(parameters.flat(), gradient_norm, learning_rate)?;
             return Ok(Step { gradient_norm, taken: true });
         }
-        let count = self.gradient.numel();
+        let count = self.mean.numel();
         for start in (0..count).step_by(PART_NUMBERS) {
             let length = PART_NUMBERS.min(count - start) as i64;
             self.step_part(parameters.flat(), (start as i64, length), gradient_norm, learning_rate)?;
         }
         Ok(Step { gradient_norm, taken: true })
+    }
+
+    /// Leaves the whole gradient in the first sum, and nothing in the others.
+    fn join_sums(&mut self) -> Result<(), LmError> {
+        let (whole, parts) = self.sums.split_first_mut().expect("there is always one");
+        for part in parts {
+            let _ = whole.f_add_(part)?;
+            let _ = part.f_zero_()?;
+        }
+        Ok(())
     }
 
     fn step_on_cpu(&mut self, flat: &Tensor, gradient_norm: f64, rate: f64) -> Result<(), LmError> {
@@ -109,7 +123,7 @@ impl AdamW {
         let scale = if clipped { max_gradient_norm / gradient_norm } else { 1.0 };
         let step = AdamWStep { scale, betas: (beta1, beta2), steps: self.steps, epsilon, rate, weight_decay };
         let means = (&mut self.mean, &mut self.square);
-        Ok(kernels::adamw(&step, &mut flat.shallow_clone(), &mut self.gradient, means)?)
+        Ok(kernels::adamw(&step, &mut flat.shallow_clone(), &mut self.sums[0], means)?)
     }
 
     /// The step of the numbers `start..start + length`, whose sum of gradients is zero then.
@@ -121,7 +135,7 @@ impl AdamW {
         learning_rate: f64,
     ) -> Result<(), LmError> {
         let part = |whole: &Tensor| whole.f_narrow(0, start, length);
-        let (mut gradient, mut flat) = (part(&self.gradient)?, part(flat)?);
+        let (mut gradient, mut flat) = (part(&self.sums[0])?, part(flat)?);
         let (mut mean, mut square) = (part(&self.mean)?, part(&self.square)?);
         let AdamWConfig { beta1, beta2, epsilon, weight_decay, max_gradient_norm } = self.config;
         if max_gradient_norm > 0.0 && gradient_norm > max_gradient_norm {
@@ -144,7 +158,9 @@ impl AdamW {
     /// # Errors
     /// Fails if libtorch does.
     pub fn discard(&mut self) -> Result<(), LmError> {
-        let _ = self.gradient.f_zero_()?;
+        for sum in &mut self.sums {
+            let _ = sum.f_zero_()?;
+        }
         Ok(())
     }
 
@@ -222,8 +238,8 @@ mod tests {
         let mut operations = AdamW::new(config, &other).unwrap();
         for step in 1..=3 {
             let gradient = Tensor::arange(count, (Kind::Float, Device::Cpu)).sin() * f64::from(step);
-            kernel.add(&gradient).unwrap();
-            operations.add(&gradient).unwrap();
+            kernel.sum(0).unwrap().copy_(&gradient);
+            operations.sum(0).unwrap().copy_(&gradient);
             let norm = kernel.step(&mut one, 0.01).unwrap().gradient_norm;
             operations.steps += 1;
             operations.step_part(other.flat(), (0, count), norm, 0.01).unwrap();
@@ -231,7 +247,7 @@ mod tests {
                 ("weights", one.flat(), other.flat()),
                 ("means", &kernel.mean, &operations.mean),
                 ("squares", &kernel.square, &operations.square),
-                ("gradient", &kernel.gradient, &operations.gradient),
+                ("gradient", &kernel.sums[0], &operations.sums[0]),
             ] {
                 let apart = (one - other).abs().max().double_value(&[]);
                 assert!(apart < 1e-6, "{name} of step {step}: {apart}");
@@ -250,6 +266,25 @@ mod tests {
             let apart = (parameters.flat() - expected).abs().max().double_value(&[]);
             assert!(apart < 1e-2, "{apart} from {expected}");
         }
+    }
+
+    #[test]
+    fn a_step_is_that_of_all_sums_together_and_leaves_them_empty() {
+        let (mut one, mut other) = (parameters(), parameters());
+        let mut whole = AdamW::new(AdamWConfig::default(), &one).unwrap();
+        let mut parts = AdamW::new(AdamWConfig::default(), &other).unwrap();
+        for gradient in [[3.0f32, -1.0], [0.5, 8.0]] {
+            let gradient = Tensor::from_slice(&gradient);
+            whole.sum(0).unwrap().copy_(&gradient);
+            for (thread, share) in [(0, 0.25), (1, 0.5), (2, 0.25)] {
+                parts.sum(thread).unwrap().copy_(&(&gradient * share));
+            }
+            assert_eq!(whole.step(&mut one, 0.1).unwrap(), parts.step(&mut other, 0.1).unwrap());
+            assert_eq!(values(&one), values(&other));
+        }
+        let _ = parts.sum(1).unwrap().fill_(1.0);
+        parts.discard().unwrap();
+        assert_eq!(parts.step(&mut other, 0.1).unwrap().gradient_norm, 0.0);
     }
 
     #[test]

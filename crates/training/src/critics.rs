@@ -6,6 +6,7 @@
 
 use crate::TrainingError;
 use crate::config::{Critics, CriticsSection};
+use crate::workers::Replica;
 use saddle_lm::{AdamW, LoraConfig, Precision, ScoreModel, SequenceBatch};
 use tch::{Device, Tensor};
 
@@ -66,31 +67,13 @@ impl CriticSet {
         self
     }
 
-    /// Values of the states before each response token: one `[batch, response]` for each stream.
-    ///
-    /// # Errors
-    /// Fails if libtorch does.
-    pub fn values(&self, batch: &SequenceBatch) -> Result<Vec<Tensor>, TrainingError> {
-        let mut values = Vec::new();
-        for critic in &self.critics {
-            values.extend(critic.model.response_values(batch)?);
-        }
-        Ok(values)
-    }
-
-    /// Adds the gradients of `losses`, one for each stream, to those of the coming step.
-    ///
-    /// # Errors
-    /// Fails if libtorch does.
-    pub fn accumulate(&mut self, losses: &[Tensor]) -> Result<(), TrainingError> {
-        let mut rest = losses;
-        for critic in &mut self.critics {
-            let (own, others) = rest.split_at(critic.heads);
-            let total = own.iter().skip(1).try_fold(own[0].shallow_clone(), |total, loss| total.f_add(loss))?;
-            critic.optimizer.accumulate(critic.model.parameters(), &total)?;
-            rest = others;
-        }
-        Ok(())
+    /// The critics as `worker` has them.
+    pub(crate) fn replicas(&mut self, worker: usize) -> Result<CriticReplicas, TrainingError> {
+        let replicas = self.critics.iter_mut().map(|critic| {
+            let replica = Replica { model: critic.model.replica()?, sum: critic.optimizer.sum(worker)? };
+            Ok((replica, critic.heads))
+        });
+        Ok(CriticReplicas(replicas.collect::<Result<_, TrainingError>>()?))
     }
 
     /// Takes a step with every critic. Returns the largest gradient norm, NaN if one is, and whether every step was taken.
@@ -114,5 +97,32 @@ impl CriticSet {
     /// Fails if libtorch does.
     pub fn discard(&mut self) -> Result<(), TrainingError> {
         self.critics.iter_mut().try_for_each(|critic| Ok(critic.optimizer.discard()?))
+    }
+}
+
+/// The critics as one worker has them, each with the number of its streams.
+#[derive(Debug)]
+pub(crate) struct CriticReplicas(Vec<(Replica<ScoreModel>, usize)>);
+
+impl CriticReplicas {
+    /// Values of the states before each response token: one `[batch, response]` for each stream.
+    pub(crate) fn values(&self, batch: &SequenceBatch) -> Result<Vec<Tensor>, TrainingError> {
+        let mut values = Vec::new();
+        for (critic, _) in &self.0 {
+            values.extend(critic.model.response_values(batch)?);
+        }
+        Ok(values)
+    }
+
+    /// Adds the gradients of `losses`, one for each stream, to those of the coming step.
+    pub(crate) fn accumulate(&self, losses: &[Tensor]) -> Result<(), TrainingError> {
+        let mut rest = losses;
+        for (critic, heads) in &self.0 {
+            let (own, others) = rest.split_at(*heads);
+            let total = own.iter().skip(1).try_fold(own[0].shallow_clone(), |total, loss| total.f_add(loss))?;
+            critic.model.parameters().add_gradient(&total, &critic.sum)?;
+            rest = others;
+        }
+        Ok(())
     }
 }

@@ -1,7 +1,7 @@
 //! What the compute stages do: supervised and preference training, generation, scoring, and the policy update.
 //!
-//! Everything here is single-threaded and told what to do next; who runs it, on which thread, and what flows between
-//! stages is decided above. It joins the models of `saddle-lm` to the mathematics of `saddle-algorithms`.
+//! Everything here is told what to do next, and has done it when it returns; who runs it, on which thread, and what flows
+//! between stages is decided above. It joins the models of `saddle-lm` to the mathematics of `saddle-algorithms`.
 
 pub mod config;
 mod critics;

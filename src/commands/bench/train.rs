@@ -136,6 +136,7 @@ fn config(args: &BenchTrainArgs) -> Result<TrainConfig, Failure> {
         PrecisionSection { generation: precision, scoring: precision, learning: precision, ..config.precision };
     config.ppo.updates = WARM_UP + args.iterations as u64;
     config.ppo.batch_rollouts = args.prompts;
+    config.ppo.workers = args.workers;
     config.critics.layout = match args.critics {
         CriticLayout::Separate => Critics::Separate,
         CriticLayout::TwoHeaded => Critics::TwoHeaded,

@@ -211,6 +211,9 @@ impl Validate for TrainConfig {
         problems.section("shaping", self.shaping.validate());
         problems.section("discount", self.discount.validate());
         problems.section("ppo", self.ppo.problems());
+        let device = &self.run.device;
+        let message = format!("must be 1 on {device}: only the CPU's operations are many threads' at once");
+        problems.require(self.ppo.workers <= 1 || device == "cpu", "ppo.workers", message);
         problems.section("correction", self.correction.problems());
         problems.section("guards", self.guards.validate());
         problems.require(

@@ -1,6 +1,7 @@
 //! `[ppo]`: the policy update.
 
 use super::Validate;
+use super::sections::require_workers;
 use saddle_algorithms::losses::LossAggregation;
 use saddle_core::Problems;
 use saddle_data::Source;
@@ -24,6 +25,10 @@ pub struct PpoSection {
     pub minibatches: usize,
     /// At most so many tokens go through a model at once.
     pub micro_batch_tokens: usize,
+    /// Threads that each compute the log-probs, values and gradients of a share of a batch's rollouts, with their part of the
+    /// learner's threads, at least one; on the CPU. Small models gain more from this than from threads within an operation;
+    /// each one beyond the first takes memory for another gradient of the policy and the critics.
+    pub workers: usize,
     /// ε: the ratio of new to old probability is clipped to 1 ± ε.
     pub clip_ratio: f64,
     /// How the loss of tokens becomes one number.
@@ -56,6 +61,7 @@ impl Default for PpoSection {
             epochs: 1,
             minibatches: 1,
             micro_batch_tokens: 8192,
+            workers: 1,
             clip_ratio: 0.2,
             loss_aggregation: LossAggregation::PerSample,
             advantages: AdvantageNormalization::Whiten,
@@ -77,6 +83,7 @@ impl Validate for PpoSection {
         ] {
             problems.require(count > 0, key, "must be at least 1");
         }
+        require_workers(&mut problems, self.workers);
         problems.require(
             self.minibatches <= self.batch_rollouts,
             "minibatches",

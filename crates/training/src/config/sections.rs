@@ -176,6 +176,12 @@ impl Validate for DataSection {
 /// More workers than any machine has cores for; a larger number is a slip.
 const WORKER_LIMIT: usize = 256;
 
+/// Notes a problem with `workers` unless a machine may have so many cores.
+pub(super) fn require_workers(problems: &mut Problems, workers: usize) {
+    let message = format!("must be in 1..={WORKER_LIMIT}, is {workers}");
+    problems.require((1..=WORKER_LIMIT).contains(&workers), "workers", message);
+}
+
 /// `[optimizer]` of a supervised or preference stage.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
@@ -233,8 +239,7 @@ impl Validate for OptimizerSection {
         problems.require(self.epochs > 0, "epochs", "must be at least 1");
         problems.require(self.batch_rows > 0, "batch_rows", "must be at least 1");
         problems.require(self.micro_batch_tokens > 0, "micro_batch_tokens", "must be at least 1");
-        let workers = format!("must be in 1..={WORKER_LIMIT}, is {}", self.workers);
-        problems.require((1..=WORKER_LIMIT).contains(&self.workers), "workers", workers);
+        require_workers(&mut problems, self.workers);
         problems
     }
 }

@@ -1,16 +1,16 @@
 //! A batch as the passes see it: what the current weights say of it, and what there is to learn from it.
 
+use super::Learner;
 use super::off_policy::OffPolicy;
-use super::phases::Phase;
-use super::{Forward, Learner, Nets};
+use super::worker::Forward;
 use crate::TrainingError;
 use crate::config::{AdvantageNormalization, CorrectionKind, TargetsConfig};
 use crate::grid::Grid;
+use crate::workers::side_by_side;
 use saddle_algorithms::advantage::{CostAdvantage, lagrangian_advantages, whiten};
 use saddle_algorithms::returns::{Returns, VtraceBounds, dead_band_weights, generalized_advantages, lambda_vtrace};
 use saddle_algorithms::shaping::{KlInputs, cost_stream, reward_stream};
 use saddle_core::{PolicyVersion, Rollout, ScoredRollout};
-use tch::no_grad_guard;
 
 /// Everything about a batch that stays the same during its update. Grids and the mask are `[rollouts, width]`.
 pub(super) struct Experience<'a> {
@@ -59,13 +59,13 @@ struct Outlook {
 }
 
 impl Learner {
-    /// The experience in `rollouts`. When one micro-batch holds everything and the first step takes it whole, its
-    /// forward pass keeps its gradients for that step.
+    /// The experience in `rollouts`. When each worker's share is one micro-batch and the first step takes them whole, their
+    /// forward passes keep their gradients for that step.
     pub(super) fn look<'a>(
-        &self,
+        &mut self,
         rollouts: &'a [ScoredRollout],
         lambdas: &[f64],
-    ) -> Result<(Experience<'a>, Option<Forward>), TrainingError> {
+    ) -> Result<(Experience<'a>, Option<Vec<Forward>>), TrainingError> {
         let (outlook, shared) = self.outlook(rollouts, 1 + lambdas.len())?;
         let section = &self.config.correction;
         let precision = &self.config.precision;
@@ -109,7 +109,11 @@ impl Learner {
     }
 
     /// Log-probs and values under the current weights.
-    fn outlook(&self, rollouts: &[ScoredRollout], streams: usize) -> Result<(Outlook, Option<Forward>), TrainingError> {
+    fn outlook(
+        &mut self,
+        rollouts: &[ScoredRollout],
+        streams: usize,
+    ) -> Result<(Outlook, Option<Vec<Forward>>), TrainingError> {
         let width = rollouts.iter().map(|each| each.rollout.tokens.len()).max().unwrap_or(0);
         let rows = rollouts.len();
         let mut outlook = Outlook {
@@ -119,12 +123,13 @@ impl Learner {
             entropy: Grid::zeros(rows, width),
             values: vec![Grid::zeros(rows, width); streams],
         };
-        let groups = self.micro_batches(rollouts, &(0..rows).collect::<Vec<_>>());
-        let share = groups.len() == 1 && self.config.ppo.minibatches == 1;
-        let mut shared = None;
-        for group in groups {
-            let _guard = (!share).then(no_grad_guard);
-            let forward = self.forward(rollouts, group, Nets::PolicyAndCritics, [Phase::LogProb, Phase::Value])?;
+        let shares = self.shares(rollouts, &(0..rows).collect::<Vec<_>>());
+        let keep = self.config.ppo.minibatches == 1 && shares.iter().all(|groups| groups.len() == 1);
+        let jobs = self.workers.iter_mut().zip(shares).collect();
+        let forwards = side_by_side(jobs, |(worker, groups)| worker.look(rollouts, groups, keep))?;
+        self.stopwatch.absorb(self.workers.iter().map(|worker| &worker.stopwatch));
+        let forwards: Vec<Forward> = forwards.into_iter().flatten().collect();
+        for forward in &forwards {
             if let Some(policy) = &forward.policy {
                 outlook.proximal.put(&forward.rows, &policy.log_probs)?;
                 outlook.entropy.put(&forward.rows, &policy.entropy)?;
@@ -132,10 +137,8 @@ impl Learner {
             for (grid, values) in outlook.values.iter_mut().zip(&forward.values) {
                 grid.put(&forward.rows, values)?;
             }
-            self.stopwatch.lap(Phase::Value);
-            shared = share.then_some(forward);
         }
-        Ok((outlook, shared))
+        Ok((outlook, keep.then_some(forwards)))
     }
 
     /// Advantages and targets of each token stream, recomputed with the current weights: the KL term is that of π_k,

@@ -3,31 +3,35 @@
 //! It owns the policy, the critics and their optimisers; the multipliers come from outside with every batch, so no
 //! sample carries a stale λ. An update is: log-probs π_k and values under the weights as they are, how far the rollouts
 //! are from them, advantages, then some passes over the batch. Where the first step's forward pass is that of π_k, it
-//! is run once. [`Guards`] decide what is left out of an update, and when training is given up.
+//! is run once. Workers share each of these (see [`crate::workers`]). [`Guards`] decide what is left out of an update, and when training is given up.
 
 mod experience;
 mod off_policy;
 mod passes;
 mod phases;
 mod report;
+mod worker;
 
 use crate::TrainingError;
 use crate::config::TrainConfig;
 use crate::critics::CriticSet;
 use crate::ptx::Ptx;
-use phases::{Phase, Stopwatch};
+use crate::workers::{Replica, shares};
+use phases::Stopwatch;
 use saddle_algorithms::guards::{Guards, Health};
 use saddle_core::{PolicyVersion, ScoredRollout};
-use saddle_lm::{AdamW, Policy, ResponseLogProbs, SequenceBatch, learning_rate_factor, micro_batches};
-use tch::Tensor;
+use saddle_lm::{AdamW, Policy, learning_rate_factor, micro_batches};
+use std::sync::Arc;
+use worker::Worker;
 
 /// A policy in training.
 #[derive(Debug)]
 pub struct Learner {
-    config: TrainConfig,
+    config: Arc<TrainConfig>,
     policy: Policy,
     optimizer: AdamW,
     critics: CriticSet,
+    workers: Vec<Worker>,
     ptx: Ptx,
     version: PolicyVersion,
     guards: Guards,
@@ -42,16 +46,6 @@ enum Nets {
     CriticsOnly,
 }
 
-/// A forward pass of some of the rollouts.
-struct Forward {
-    rows: Vec<usize>,
-    batch: SequenceBatch,
-    /// None of a pass for the critics only.
-    policy: Option<ResponseLogProbs>,
-    /// One for the reward stream, then one for each cost.
-    values: Vec<Tensor>,
-}
-
 impl Learner {
     /// A learner that starts from `policy`, whose weights it will change; `ptx` may be without rows.
     ///
@@ -59,14 +53,21 @@ impl Learner {
     /// Fails if the optimiser's memory cannot be had.
     pub fn new(config: TrainConfig, policy: Policy, critics: CriticSet, ptx: Ptx) -> Result<Self, TrainingError> {
         let precision = config.precision.learning;
-        let (policy, critics) = (policy.trainable()?.in_precision(precision), critics.in_precision(precision));
-        let optimizer = AdamW::new(config.policy.adamw.clone(), policy.parameters())?;
+        let (policy, mut critics) = (policy.trainable()?.in_precision(precision), critics.in_precision(precision));
+        let mut optimizer = AdamW::new(config.policy.adamw.clone(), policy.parameters())?;
+        let config = Arc::new(config);
+        let workers = (0..config.ppo.workers).map(|worker| {
+            let policy = Replica { model: policy.replica()?, sum: optimizer.sum(worker)? };
+            Ok::<_, TrainingError>(Worker::new(Arc::clone(&config), policy, critics.replicas(worker)?))
+        });
+        let workers = workers.collect::<Result<_, _>>()?;
         let guards = Guards::new(config.guards);
         Ok(Self {
             config,
             policy,
             optimizer,
             critics,
+            workers,
             ptx,
             version: PolicyVersion(0),
             guards,
@@ -115,34 +116,18 @@ impl Learner {
             * learning_rate_factor(section.decay, section.warmup_ratio, self.version.0, self.config.ppo.updates)
     }
 
-    /// Groups some of the rows into micro-batches.
-    fn micro_batches(&self, rollouts: &[ScoredRollout], rows: &[usize]) -> Vec<Vec<usize>> {
-        let length = |row: &usize| rollouts[*row].rollout.prompt.tokens.len() + rollouts[*row].rollout.tokens.len();
-        let groups = micro_batches(&rows.iter().map(length).collect::<Vec<_>>(), self.config.ppo.micro_batch_tokens);
-        groups.into_iter().map(|group| group.into_iter().map(|index| rows[index]).collect()).collect()
-    }
-
-    /// Its time is booked on `phases`: that of the policy, that of the critics.
-    fn forward(
-        &self,
-        rollouts: &[ScoredRollout],
-        rows: Vec<usize>,
-        nets: Nets,
-        phases: [Phase; 2],
-    ) -> Result<Forward, TrainingError> {
-        let sequence = |row: &usize| {
-            let rollout = &rollouts[*row].rollout;
-            (rollout.prompt.tokens.as_slice(), rollout.tokens.as_slice())
+    /// For each worker its share of some of the rows, grouped into micro-batches.
+    fn shares(&self, rollouts: &[ScoredRollout], rows: &[usize]) -> Vec<Vec<Vec<usize>>> {
+        let tokens = |row: &usize| rollouts[*row].rollout.prompt.tokens.len() + rollouts[*row].rollout.tokens.len();
+        let lengths = |rows: &[usize]| rows.iter().map(tokens).collect::<Vec<_>>();
+        let pick =
+            |rows: &[usize], indices: Vec<usize>| indices.into_iter().map(|index| rows[index]).collect::<Vec<_>>();
+        let shares = shares(&lengths(rows), self.workers.len()).into_iter().map(|share| pick(rows, share));
+        let grouped = |share: Vec<usize>| {
+            let groups = micro_batches(&lengths(&share), self.config.ppo.micro_batch_tokens);
+            groups.into_iter().map(|group| pick(&share, group)).collect()
         };
-        let batch = SequenceBatch::new(&rows.iter().map(sequence).collect::<Vec<_>>(), self.policy.device())?;
-        let policy = match nets {
-            Nets::PolicyAndCritics => Some(self.policy.response_log_probs(&batch, self.config.generation.temperature)?),
-            Nets::CriticsOnly => None,
-        };
-        self.stopwatch.lap(phases[0]);
-        let values = self.critics.values(&batch)?;
-        self.stopwatch.lap(phases[1]);
-        Ok(Forward { rows, batch, policy, values })
+        shares.map(grouped).collect()
     }
 }
 

@@ -57,6 +57,18 @@ impl Stopwatch {
         self.since.set(Instant::now());
     }
 
+    /// Books what stopwatches that ran side by side have booked, the mean of theirs, and the time since on nothing. They
+    /// start anew.
+    pub(super) fn absorb<'a>(&self, others: impl ExactSizeIterator<Item = &'a Self>) {
+        let count = others.len() as f64;
+        for other in others {
+            for (sum, seconds) in self.seconds.iter().zip(&other.seconds) {
+                sum.set(sum.get() + seconds.take() / count);
+            }
+        }
+        self.skip();
+    }
+
     /// The sums, by the names of their metrics.
     pub(super) fn metrics(&self) -> impl Iterator<Item = (String, f64)> {
         Phase::ALL.into_iter().zip(&self.seconds).map(|(phase, sum)| (phase.metric().to_owned(), sum.get()))

@@ -1,7 +1,7 @@
 //! What an update did, as named numbers.
 
 use super::experience::Experience;
-use super::passes::Minibatch;
+use super::worker::Minibatch;
 use crate::statistics::{explained_variance, masked_mean};
 use saddle_algorithms::guards::GuardCounts;
 

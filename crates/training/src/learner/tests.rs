@@ -2,6 +2,7 @@ use super::*;
 use crate::TrainingError;
 use crate::scoring::reference_log_probs;
 use saddle_core::{Finish, Prompt, PromptOrdinal, Rollout};
+use saddle_lm::SequenceBatch;
 use saddle_lm::{DecoderConfig, ScoreModel};
 use tch::Device;
 
@@ -172,7 +173,7 @@ fn the_log_prob_gap_is_that_of_tokens_under_equal_weights_only() {
 fn a_fresh_rollout_in_a_stale_batch_has_weights_of_one() {
     let mut mixed = rollouts(1, gentle);
     mixed[4] = rollouts(0, |_| 0.7)[4].clone();
-    let learner = learner("");
+    let mut learner = learner("");
     let (experience, _) = learner.look(&mixed, &[0.5]).unwrap();
     let (weights, width) = (experience.off_policy.weights.unwrap().weights, experience.width);
     assert_eq!(weights[4 * width..][..5], [1.0; 5]);
@@ -198,27 +199,28 @@ fn a_rejected_response_does_not_move_the_policy_and_its_tokens_still_count() {
 }
 
 #[test]
-fn gradients_do_not_depend_on_how_a_minibatch_is_cut() {
+fn gradients_do_not_depend_on_how_a_minibatch_is_cut_or_who_computes_them() {
     for aggregation in ["per_sample", "token"] {
         for correction in ["kind = \"none\"", "kind = \"truncated\"", "kind = \"decoupled\""] {
-            let train = |budget: usize| {
+            let train = |workers: usize, budget: usize| {
                 let more = format!(
-                    "ppo.loss_aggregation = \"{aggregation}\"\nppo.micro_batch_tokens = {budget}\ncorrection.{correction}"
+                    "ppo.loss_aggregation = \"{aggregation}\"\nppo.micro_batch_tokens = {budget}\nppo.workers = {workers}\ncorrection.{correction}"
                 );
                 let mut learner = learner(&more);
                 let metrics = learner.update(&rollouts(1, one_far_away), &[0.5]).unwrap();
                 (gradient(&learner), ["loss_policy", "grad_norm_critic"].map(|name| metric(&metrics, name)))
             };
-            let (whole, whole_figures) = train(1000);
+            let (whole, whole_figures) = train(1, 1000);
             assert!(whole.iter().any(|each| each.abs() > 1e-4), "there is a gradient to compare");
-            for budget in [1, 12] {
-                let (cut, cut_figures) = train(budget);
+            for (workers, budget) in [(1, 1), (1, 12), (2, 1000), (3, 12), (9, 1000)] {
+                let (cut, cut_figures) = train(workers, budget);
+                assert!(cut == train(workers, budget).0, "{workers} workers give other bits the second time");
                 for (whole, cut) in whole.iter().zip(&cut) {
                     let (whole, cut) = (f64::from(*whole), f64::from(*cut));
-                    assert!(close(whole, cut), "{aggregation} {correction} {budget}: {whole} {cut}");
+                    assert!(close(whole, cut), "{aggregation} {correction} {workers} × {budget}: {whole} {cut}");
                 }
                 for (whole, cut) in whole_figures.iter().zip(&cut_figures) {
-                    assert!(close(*whole, *cut), "{aggregation} {correction} {budget}: {whole} {cut}");
+                    assert!(close(*whole, *cut), "{aggregation} {correction} {workers} × {budget}: {whole} {cut}");
                 }
             }
         }
@@ -313,18 +315,18 @@ fn with_adapters_an_update_moves_them_and_the_critics_and_leaves_the_models_bene
         let mut learner = Learner::new(config, adapted, critics, Ptx::default()).unwrap();
         learner.version = PolicyVersion(5);
         let batch = rollouts(0, |_| 0.0);
-        let values = |learner: &Learner| {
+        let values = |learner: &mut Learner| {
             let batch = SequenceBatch::new(&[(&[1, 2], &[3, 4])], Device::Cpu).unwrap();
-            let values = learner.critics.values(&batch).unwrap();
+            let values = learner.critics.replicas(0).unwrap().values(&batch).unwrap();
             values.iter().map(|each| Vec::<f32>::try_from(each.reshape([-1])).unwrap()).collect::<Vec<_>>()
         };
-        let (adapters, estimates) = (weights(&learner), values(&learner));
+        let (adapters, estimates) = (weights(&learner), values(&mut learner));
         let metrics = learner.update(&batch, &[0.5]).unwrap();
         assert!(metric(&metrics, "grad_norm_policy") > 0.0 && metric(&metrics, "grad_norm_critic") > 0.0);
         assert_ne!(weights(&learner), adapters, "{layout}");
         assert_eq!(adapters.len(), 2 * (4 * (8 + 8) + 3 * (8 + 16)), "seven projections of one block, at rank 2");
         assert_eq!(gradient(&learner).len(), adapters.len());
-        assert_ne!(values(&learner), estimates, "{layout}");
+        assert_ne!(values(&mut learner), estimates, "{layout}");
         assert!(frozen() == before, "{layout}: what lies beneath has moved");
     }
 }

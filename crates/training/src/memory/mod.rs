@@ -142,14 +142,14 @@ impl Planner<'_> {
             Critics::Separate => std::iter::once(reward).chain(costs).map(|each| (each, 1)).collect(),
             Critics::TwoHeaded => vec![(reward, 1 + costs.len())],
         };
-        let policy = self.trained_policy()?;
+        let (policy, workers) = (self.trained_policy()?, self.config.ppo.workers);
         let trained: Vec<usize> =
             critics.iter().map(|critic| self.trained_critic(*critic)).collect::<Result<_, _>>()?;
         let what = if self.config.lora.is_some() { "adapters" } else { "weights" };
         let critics_called = format!("{} × critic", critics.len());
         for (whose, numbers) in [("policy", policy), (critics_called.as_str(), trained.iter().sum())] {
             self.add(&device, "learner", format!("{what} of {whose}"), (numbers, FULL), false);
-            let state = (OPTIMIZER * numbers, FULL);
+            let state = ((OPTIMIZER + workers - 1) * numbers, FULL);
             self.add(&device, "learner", format!("gradients and moments of {whose}"), state, false);
         }
         let tokens = self.learnt_tokens();
@@ -164,7 +164,7 @@ impl Planner<'_> {
         let is_kept_narrow = self.config.lora.is_some() && self.config.precision.frozen == Precision::Bf16;
         if self.config.precision.learning == Precision::Bf16 && !is_kept_narrow {
             let critics = critics.iter().map(|(shape, heads)| sizes::score_weights(shape, *heads));
-            let rounded = sizes::policy_weights(&self.shapes.policy) + critics.sum::<usize>();
+            let rounded = workers * (sizes::policy_weights(&self.shapes.policy) + critics.sum::<usize>());
             self.add(&device, "learner", "weights rounded to bf16".to_owned(), (rounded, Precision::Bf16), true);
         }
         Ok(())
@@ -276,13 +276,14 @@ impl Planner<'_> {
         self.config.prompts.max_tokens + self.config.generation.max_new_tokens
     }
 
-    /// Padded tokens of the learner's largest micro-batch.
+    /// Tokens of the micro-batches that the learner's workers have at once, at the most.
     fn learnt_tokens(&self) -> usize {
         let minibatch = self.config.ppo.batch_rollouts.div_ceil(self.config.ppo.minibatches.max(1));
-        self.micro_batch(minibatch)
+        let workers = self.config.ppo.workers;
+        workers * self.micro_batch(minibatch.div_ceil(workers))
     }
 
-    /// Padded tokens that a scorer takes at once.
+    /// Tokens that a scorer takes at once.
     fn scored_tokens(&self) -> usize {
         self.micro_batch(self.config.ppo.batch_rollouts)
     }
