@@ -16,22 +16,22 @@ constexpr int64_t BLOCK_DEPTH = 256;
 constexpr int64_t CHOICE_BLOCK = 1024;
 
 // PANELS panels from `panel` on, for at most BLOCK_ROWS rows from `row` on, COUNT of them at a time.
-template <int COUNT, int PANELS, typename Number>
+template <int COUNT, int PANELS, typename Weight, typename Number>
 INLINE void block(const Product &product, const Number *input, int64_t row, int64_t rows, int64_t depth, int64_t panel) {
   alignas(64) float aside[BLOCK_ROWS * PANEL];
   const int64_t column = panel * PANEL, left = product.outputs - column, next = depth * PANEL;
   const int64_t parts = (depth + BLOCK_DEPTH - 1) / BLOCK_DEPTH, tiles = (rows + COUNT - 1) / COUNT;
-  const Number *weights = static_cast<const Number *>(product.weight);
+  const Weight *weights = static_cast<const Weight *>(product.weight);
   float *out = product.out + row * product.outputs + column;
   // What is not as wide as its panels is summed up aside.
   const bool fits = left >= PANELS * PANEL;
   const Sums sums = fits ? Sums{out, product.outputs, nullptr} : Sums{aside, PANELS * PANEL, nullptr};
   for (int64_t part = 0; part < parts; part++) {
     const int64_t begin = depth * part / parts, end = depth * (part + 1) / parts;
-    const Number *weight = weights + panel * next + begin * PANEL;
-    const Number *following = part + 1 < parts ? weights + panel * next + end * PANEL : weights + (panel + PANELS) * next;
+    const Weight *weight = weights + panel * next + begin * PANEL;
+    const Weight *following = part + 1 < parts ? weights + panel * next + end * PANEL : weights + (panel + PANELS) * next;
     const float *bias = product.bias ? product.bias + column : NOTHING;
-    const int64_t pace = PANEL * sizeof(Number) / tiles;
+    const int64_t pace = PANEL * sizeof(Weight) / tiles;
     for (int64_t each = 0; each < tiles; each++) {
       const int64_t first = rows * each / tiles, last = rows * (each + 1) / tiles;
       const char *ahead = reinterpret_cast<const char *>(following) + each * (end - begin) * pace;
@@ -44,30 +44,39 @@ INLINE void block(const Product &product, const Number *input, int64_t row, int6
     for (int64_t place = 0; place < left; place++) out[each * product.outputs + place] = aside[each * PANELS * PANEL + place];
 }
 
-template <typename Number>
+template <typename Weight, typename Number>
 void linear(const Product &product, const void *input, int64_t rows, int64_t depth, int64_t begin, int64_t end) {
   const Number *from = static_cast<const Number *>(input);
   int64_t panel = begin;
-  for (; rows <= FEW_ROWS && panel + 2 <= end; panel += 2) block<FEW_ROWS, 2>(product, from, 0, rows, depth, panel);
+  for (; rows <= FEW_ROWS && panel + 2 <= end; panel += 2) block<FEW_ROWS, 2, Weight>(product, from, 0, rows, depth, panel);
   for (; panel < end; panel++)
     for (int64_t row = 0; row < rows; row += BLOCK_ROWS)
-      block<ROWS, 1>(product, from, row, rows - row < BLOCK_ROWS ? rows - row : BLOCK_ROWS, depth, panel);
+      block<ROWS, 1, Weight>(product, from, row, rows - row < BLOCK_ROWS ? rows - row : BLOCK_ROWS, depth, panel);
 }
 
-// The upper half of a float, rounded to the nearest, ties to even; what is no number stays none.
-INLINE uint32_t half(float value) {
+// A float rounded to bf16, the nearest, ties to even, as the upper half of a word; what is no number stays none.
+INLINE uint32_t rounded(float value) {
   uint32_t bits;
   __builtin_memcpy(&bits, &value, 4);
-  return value != value ? 0x7fc0u : (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  return value != value ? 0x7fc00000u : (bits + 0x7fffu + ((bits >> 16) & 1u)) & 0xffff0000u;
 }
 
-void pair(const float *input, int64_t width, uint32_t *out, int64_t begin, int64_t end) {
+INLINE void join(float even, float odd, Two *both) {
+  const uint32_t bits[2] = {rounded(even), rounded(odd)};
+#ifdef __AVX512BF16__
+  *both = bits[0] >> 16 | bits[1];
+#else
+  __builtin_memcpy(both, bits, sizeof bits);
+#endif
+}
+
+void pair(const float *input, int64_t width, void *out, int64_t begin, int64_t end) {
   const int64_t depth = (width + 1) / 2;
   for (int64_t row = begin; row < end; row++) {
     const float *from = input + row * width;
-    uint32_t *to = out + row * depth;
-    for (int64_t place = 0; place < width / 2; place++) to[place] = half(from[2 * place]) | half(from[2 * place + 1]) << 16;
-    if (width % 2 == 1) to[depth - 1] = half(from[width - 1]);
+    Two *to = static_cast<Two *>(out) + row * depth;
+    for (int64_t place = 0; place < width / 2; place++) join(from[2 * place], from[2 * place + 1], to + place);
+    if (width % 2 == 1) join(from[width - 1], 0.0f, to + depth - 1);
   }
 }
 
@@ -178,6 +187,6 @@ void choose(const float *logits, int64_t width, double temperature, const double
 
 }  // namespace
 
-const Decoding SADDLE_SET(decoding) = {PANEL, linear<float>, linear<uint32_t>, pair, store, attend, choose};
+const Decoding SADDLE_SET(decoding) = {PANEL, sizeof(Two), linear<float, float>, linear<uint32_t, Two>, pair, store, attend, choose};
 
 }  // namespace saddle

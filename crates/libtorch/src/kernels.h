@@ -11,7 +11,7 @@ namespace saddle {
 
 // out = input · weightᵀ + bias: `depth` wide rows in, `outputs` wide rows out. The weight is packed: panels of
 // `Kernels::panel` outputs, each with the outputs of one input side by side. Of bf16, a word of two inputs takes the place of
-// one input, in weights and in `input`; an odd depth ends with a half of zero.
+// one input in weights, and what `pair` makes of two inputs in `input`; an odd depth ends with a half of zero.
 struct Product {
   const void *weight;
   const float *bias;  // [panels · panel], or null
@@ -80,11 +80,12 @@ struct Step {
 
 struct Decoding {
   int64_t panel;
+  int64_t pair_bytes;
   // Panels of a product; `depth` in numbers, or in words.
   void (*linear_f32)(const Product &, const void *input, int64_t rows, int64_t depth, int64_t begin, int64_t end);
   void (*linear_bf16)(const Product &, const void *input, int64_t rows, int64_t depth, int64_t begin, int64_t end);
-  // Rows of `width` numbers rounded to bf16, as words.
-  void (*pair)(const float *input, int64_t width, uint32_t *out, int64_t begin, int64_t end);
+  // Rows of `width` numbers rounded to bf16, two by two in `pair_bytes`.
+  void (*pair)(const float *input, int64_t width, void *out, int64_t begin, int64_t end);
   // Tokens whose keys and values go into the cache.
   void (*store)(const Attention &, int64_t begin, int64_t end);
   // (token, key-value head) pairs; `scratch` has room for a head, a row of the cache and a panel.

@@ -160,13 +160,13 @@ char *saddle_linear(const saddle::Product *products, int64_t count, const float 
     const saddle::Decoding &each = saddle::kernels().decoding;
     const auto panels = [&](const saddle::Product &product) { return (product.outputs + each.panel - 1) / each.panel; };
     const void *numbers = input;
-    std::vector<uint32_t> words;
+    std::vector<char> pairs;
     if (bf16) {
       const int64_t width = depth;
       depth = (width + 1) / 2;
-      words.resize(rows * depth);
-      saddle::share_out(rows, width, [&](int64_t begin, int64_t end) { each.pair(input, width, words.data(), begin, end); });
-      numbers = words.data();
+      pairs.resize(rows * depth * each.pair_bytes);
+      saddle::share_out(rows, width, [&](int64_t begin, int64_t end) { each.pair(input, width, pairs.data(), begin, end); });
+      numbers = pairs.data();
     }
     int64_t all = 0;
     for (int64_t index = 0; index < count; index++) all += panels(products[index]);

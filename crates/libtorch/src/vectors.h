@@ -4,6 +4,10 @@
 // a function that the linker keeps one copy of would run with the flags of whichever set it came from.
 #pragma once
 
+#if defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 12
+#error "saddle's kernels need g++ 12 or later, or clang; remedy: install one and name it in CXX"
+#endif
+
 #ifdef __AVX512BF16__
 #include <immintrin.h>  // its functions are always inlined: they leave no copies
 #endif
@@ -32,15 +36,24 @@ INLINE lanes load(const float *from) { return *reinterpret_cast<const lanes *>(f
 INLINE words load(const uint32_t *from) { return *reinterpret_cast<const words *>(from); }
 INLINE void save(float *to, lanes value) { *reinterpret_cast<lanes *>(to) = value; }
 
-// What one step of a product's depth adds to LANES outputs: one input's share, or that of a word's two.
-INLINE void add_product(lanes &sum, float input, lanes weight) { sum += input * weight; }
-INLINE void add_product(lanes &sum, uint32_t input, words weight) {
-  const words pair = words{} + input;
+// Two inputs of a product with bf16 weights, rounded as those are: one word for the units that multiply words, else two floats.
 #ifdef __AVX512BF16__
-  sum = _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(pair), reinterpret_cast<__m512bh>(weight));
+typedef uint32_t Two;
 #else
-  sum += reinterpret_cast<lanes>(pair << 16) * reinterpret_cast<lanes>(weight << 16);
-  sum += reinterpret_cast<lanes>(pair & 0xffff0000u) * reinterpret_cast<lanes>(weight & 0xffff0000u);
+struct Two {
+  float even;
+  float odd;
+};
+#endif
+
+// What one step of a product's depth adds to LANES outputs: one input's share, or that of two.
+INLINE void add_product(lanes &sum, float input, lanes weight) { sum += input * weight; }
+INLINE void add_product(lanes &sum, Two input, words weight) {
+#ifdef __AVX512BF16__
+  sum = _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(words{} + input), reinterpret_cast<__m512bh>(weight));
+#else
+  sum += input.even * reinterpret_cast<lanes>(weight << 16);
+  sum += input.odd * reinterpret_cast<lanes>(weight & 0xffff0000u);
 #endif
 }
 
@@ -65,8 +78,8 @@ alignas(64) constexpr float NOTHING[2 * PANEL] = {};
 
 // sums[rows, PANELS · PANEL] += input[rows, depth] · weight, whose panels are `next` numbers apart. What is needed next is
 // asked for on the way: `pace` bytes a step.
-template <int COUNT, int PANELS, typename Number>
-INLINE void tile(Input<Number> input, const Number *weight, int64_t next, int64_t depth, const char *ahead, int64_t pace,
+template <int COUNT, int PANELS, typename Number, typename Weight>
+INLINE void tile(Input<Number> input, const Weight *weight, int64_t next, int64_t depth, const char *ahead, int64_t pace,
                  Sums sums) {
   lanes sum[COUNT][PANELS][2];
   for (int row = 0; row < COUNT; row++)
@@ -77,9 +90,9 @@ INLINE void tile(Input<Number> input, const Number *weight, int64_t next, int64_
       }
   for (int64_t place = 0; place < depth; place++) {
     for (int panel = 0; panel < PANELS; panel++) {
-      const char *line = ahead + panel * next * static_cast<int64_t>(sizeof(Number)) + place * pace;
+      const char *line = ahead + panel * next * static_cast<int64_t>(sizeof(Weight)) + place * pace;
       __builtin_prefetch(line, 0, 2);
-      if (PANEL * sizeof(Number) > 64) __builtin_prefetch(line + 64, 0, 2);
+      if (PANEL * sizeof(Weight) > 64) __builtin_prefetch(line + 64, 0, 2);
       const auto low = load(weight + panel * next + place * PANEL);
       const auto high = load(weight + panel * next + place * PANEL + LANES);
       for (int row = 0; row < COUNT; row++) {
@@ -95,8 +108,8 @@ INLINE void tile(Input<Number> input, const Number *weight, int64_t next, int64_
 }
 
 // The tile of `count` rows, at most COUNT.
-template <int COUNT, int PANELS, typename Number>
-INLINE void tile_of(int64_t count, Input<Number> input, const Number *weight, int64_t next, int64_t depth,
+template <int COUNT, int PANELS, typename Number, typename Weight>
+INLINE void tile_of(int64_t count, Input<Number> input, const Weight *weight, int64_t next, int64_t depth,
                     const char *ahead, int64_t pace, Sums sums) {
   if (count == COUNT) {
     tile<COUNT, PANELS>(input, weight, next, depth, ahead, pace, sums);

@@ -3,7 +3,7 @@
 use super::experience::Experience;
 use super::phases::Phase;
 use super::report::Totals;
-use super::worker::{Forward, Minibatch, Part, Whole};
+use super::worker::{Extent, Forward, Minibatch, Part};
 use super::{Learner, Nets};
 use crate::TrainingError;
 use crate::workers::side_by_side;
@@ -55,7 +55,7 @@ impl Learner {
         nets: Nets,
         shared: Option<Vec<Forward>>,
     ) -> Result<Minibatch, TrainingError> {
-        let whole = Whole::new(experience, rows);
+        let whole = Extent::new(experience, rows);
         let parts: Vec<Vec<Part>> = match shared {
             Some(forwards) => forwards.into_iter().map(|forward| vec![Part::Seen(forward)]).collect(),
             None => {

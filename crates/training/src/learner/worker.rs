@@ -48,15 +48,15 @@ pub(super) enum Part {
     Seen(Forward),
 }
 
-/// What the losses of a minibatch are means over.
+/// How much there is of what losses are means over.
 #[derive(Clone, Copy)]
-pub(super) struct Whole {
+pub(super) struct Extent {
     rows: usize,
     /// Generated ones.
     tokens: usize,
 }
 
-impl Whole {
+impl Extent {
     /// All of `rows`.
     pub(super) fn new(experience: &Experience<'_>, rows: &[usize]) -> Self {
         Self { rows: rows.len(), tokens: rows.iter().map(|row| experience.rollouts[*row].rollout.tokens.len()).sum() }
@@ -126,7 +126,7 @@ impl Worker {
     pub(super) fn accumulate(
         &mut self,
         experience: &Experience<'_>,
-        whole: Whole,
+        whole: Extent,
         nets: Nets,
         parts: Vec<Part>,
     ) -> Result<Minibatch, TrainingError> {
@@ -137,7 +137,7 @@ impl Worker {
                 Part::Seen(forward) => forward,
                 Part::Rows(rows) => self.forward(experience.rollouts, rows, nets, [Phase::Policy, Phase::Critic])?,
             };
-            let own = Whole::new(experience, &forward.rows);
+            let own = Extent::new(experience, &forward.rows);
             let tokens = own.tokens as f64 / whole.tokens as f64;
             let loss = match self.config.ppo.loss_aggregation {
                 LossAggregation::PerSample => own.rows as f64 / whole.rows as f64,
