@@ -88,6 +88,7 @@ INLINE void tile(Input<Number> input, const Weight *weight, int64_t next, int64_
         const int64_t column = panel * PANEL + half * LANES;
         sum[row][panel][half] = load(sums.begin ? sums.begin + column : sums.numbers + row * sums.width + column);
       }
+#pragma GCC unroll 4
   for (int64_t place = 0; place < depth; place++) {
     for (int panel = 0; panel < PANELS; panel++) {
       const char *line = ahead + panel * next * static_cast<int64_t>(sizeof(Weight)) + place * pace;
