@@ -24,11 +24,18 @@ unsafe extern "C" {
     fn saddle_enter_stream(device: c_int) -> *mut c_char;
     fn saddle_synchronize_stream(device: c_int) -> *mut c_char;
     fn saddle_synchronize_device(device: c_int) -> *mut c_char;
-    fn saddle_frozen_linear(
+    fn saddle_products(
         input: *const c_void,
-        weight: *const c_void,
-        narrow: bool,
-        product: *mut *mut c_void,
+        weights: *const *const c_void,
+        count: i64,
+        factors: c_int,
+        products: *mut *mut c_void,
+    ) -> *mut c_char;
+    fn saddle_add_gradients(
+        loss: *const c_void,
+        leaves: *const *const c_void,
+        sums: *const *const c_void,
+        count: i64,
     ) -> *mut c_char;
     fn saddle_panel() -> i64;
     fn saddle_bf16_units() -> bool;
@@ -233,21 +240,36 @@ fn behind(tensor: &Tensor) -> *const c_void {
     tensor.as_ptr().cast()
 }
 
-/// `saddle::frozen_linear` of `frozen.h`, which checks its operands.
-pub(crate) fn frozen_linear(input: &Tensor, weight: &Tensor, narrow: bool) -> Result<Tensor, LibtorchError> {
-    // SAFETY: the tensors and the place to write to live as long as the call.
-    tensor("a frozen product", |out| unsafe { saddle_frozen_linear(behind(input), behind(weight), narrow, out) })
+/// `saddle::products` of `products.h`, which checks its operands.
+pub(crate) fn products(input: &Tensor, weights: &[&Tensor], factors: c_int) -> Result<Vec<Tensor>, LibtorchError> {
+    let weights: Vec<_> = weights.iter().map(|weight| behind(weight)).collect();
+    let mut made = vec![std::ptr::null_mut(); weights.len()];
+    let (count, out) = (weights.len() as i64, made.as_mut_ptr());
+    // SAFETY: the tensors live as long as the call, and there is a place to write to for each weight.
+    checked("a product", unsafe { saddle_products(behind(input), weights.as_ptr(), count, factors, out) })?;
+    // SAFETY: without a message each is an `at::Tensor` as tch has them.
+    Ok(made.into_iter().map(|made| unsafe { Tensor::from_ptr(made.cast()) }).collect())
+}
+
+/// `saddle::add_gradients` of `products.h`, of as many `leaves` as `sums`.
+pub(crate) fn add_gradients(loss: &Tensor, leaves: &[Tensor], sums: &[Tensor]) -> Result<(), LibtorchError> {
+    let all = |tensors: &[Tensor]| tensors.iter().map(behind).collect::<Vec<_>>();
+    let (leaves, sums) = (all(leaves), all(sums));
+    // SAFETY: the tensors live as long as the call; there is a sum for each leaf.
+    checked("a backward pass", unsafe {
+        saddle_add_gradients(behind(loss), leaves.as_ptr(), sums.as_ptr(), leaves.len() as i64)
+    })
 }
 
 /// `saddle::rms_norm` of `layers.h`, which checks its operands.
 pub(crate) fn rms_norm(input: &Tensor, weight: &Tensor, epsilon: f64) -> Result<Tensor, LibtorchError> {
-    // SAFETY: as in `frozen_linear`.
+    // SAFETY: as in `products`.
     tensor("a norm", |out| unsafe { saddle_rms_norm(behind(input), behind(weight), epsilon, out) })
 }
 
 /// `saddle::swiglu` of `layers.h`, which checks its operands.
 pub(crate) fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor, LibtorchError> {
-    // SAFETY: as in `frozen_linear`.
+    // SAFETY: as in `products`.
     tensor("a gate", |out| unsafe { saddle_swiglu(behind(gate), behind(up), out) })
 }
 
@@ -262,7 +284,7 @@ pub(crate) fn sequence_attention(
     let (query, key, value, starts) = (behind(query), behind(key), behind(value), behind(starts));
     let (cosine, sine) =
         rotary.map_or((std::ptr::null(), std::ptr::null()), |(cosine, sine)| (behind(cosine), behind(sine)));
-    // SAFETY: as in `frozen_linear`; the tables may be null.
+    // SAFETY: as in `products`; the tables may be null.
     tensor("attention", |out| unsafe {
         saddle_sequence_attention(query, key, value, starts, cosine, sine, head_size, window, out)
     })
@@ -276,7 +298,7 @@ pub(crate) fn log_probs(
 ) -> Result<(Tensor, Tensor), LibtorchError> {
     let mut entropies = std::ptr::null_mut();
     let log_probs = tensor("log-probabilities", |out| {
-        // SAFETY: as in `frozen_linear`.
+        // SAFETY: as in `products`.
         unsafe { saddle_log_probs(behind(logits), behind(targets), temperature, out, &mut entropies) }
     })?;
     // SAFETY: written together with the first.

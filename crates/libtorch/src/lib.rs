@@ -1,6 +1,6 @@
 //! What `tch` lacks, by a thin C++ shim over libtorch: loading CUDA at run time, intra-op threads per thread,
-//! deterministic algorithms, streams, products with frozen bfloat16 weights, what the loaded library is, [`kernels`] for decoding
-//! on a CPU, and [`layers`] for training on one.
+//! deterministic algorithms, streams, what the loaded library is, [`kernels`] for decoding on a CPU, [`layers`] for training
+//! on one, and [`products`] for both and elsewhere.
 //!
 //! The shim is a few C++ files, compiled against the libtorch that `make setup` fetched, and one `unsafe` Rust file; the
 //! kernels are two more, `decoding.cpp` and `training.cpp`, compiled once for each instruction set. C++ exceptions are caught
@@ -12,6 +12,7 @@ mod ffi;
 pub mod kernels;
 pub mod layers;
 pub mod peaks;
+pub mod products;
 pub mod streams;
 
 pub use cuda::{CudaStatus, device, load_cuda};
@@ -44,16 +45,6 @@ pub fn cpu_capability() -> Result<String, LibtorchError> {
 #[must_use]
 pub fn has_bf16_units(device: tch::Device) -> bool {
     device.is_cuda() || ffi::cpu_has_bf16_units()
-}
-
-/// input · weightᵀ with a weight that is kept as bfloat16 and not trained: `[.., outputs]` in float32, from `input`
-/// `[.., inputs]` in float32 and `weight` `[outputs, inputs]` in bfloat16. `narrow`: multiplied as bfloat16, the input rounded to
-/// it; else as float32, the weight widened for the moment of the product. A backward pass keeps the weight as it is.
-///
-/// # Errors
-/// [`LibtorchError::Exception`] for operands of other kinds, a weight with gradients, or shapes that do not fit.
-pub fn frozen_linear(input: &tch::Tensor, weight: &tch::Tensor, narrow: bool) -> Result<tch::Tensor, LibtorchError> {
-    ffi::frozen_linear(input, weight, narrow)
 }
 
 /// Sets how many threads one operation may use when called **from this thread** (OpenMP's and MKL's thread-local

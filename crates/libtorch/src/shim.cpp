@@ -21,8 +21,8 @@
 #include <vector>
 
 #include "dispatch.h"
-#include "frozen.h"
 #include "layers.h"
+#include "products.h"
 
 // Of the MKL that some builds of libtorch contain.
 extern "C" int MKL_Set_Num_Threads_Local(int threads) __attribute__((weak));
@@ -45,6 +45,12 @@ char *guarded(Body body) noexcept {
 }
 
 const at::Tensor &tensor(const void *pointer) { return *static_cast<const at::Tensor *>(pointer); }
+
+std::vector<at::Tensor> tensors(const void *const *pointers, int64_t count) {
+  std::vector<at::Tensor> all;
+  for (int64_t index = 0; index < count; index++) all.push_back(tensor(pointers[index]));
+  return all;
+}
 
 }  // namespace
 
@@ -137,10 +143,15 @@ char *saddle_synchronize_device(int device) {
   });
 }
 
-char *saddle_frozen_linear(const void *input, const void *weight, bool narrow, void **product) {
+char *saddle_products(const void *input, const void *const *weights, int64_t count, int factors, void **products) {
   return guarded([&] {
-    *product = new at::Tensor(saddle::frozen_linear(tensor(input), tensor(weight), narrow));
+    const auto all = saddle::products(tensor(input), tensors(weights, count), static_cast<saddle::Factors>(factors));
+    for (int64_t index = 0; index < count; index++) products[index] = new at::Tensor(all[index]);
   });
+}
+
+char *saddle_add_gradients(const void *loss, const void *const *leaves, const void *const *sums, int64_t count) {
+  return guarded([&] { saddle::add_gradients(tensor(loss), tensors(leaves, count), tensors(sums, count)); });
 }
 
 bool saddle_bf16_units() {

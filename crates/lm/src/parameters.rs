@@ -9,6 +9,7 @@
 
 use crate::lora::{Adapter, DOWN, UP};
 use crate::{LmError, LoraConfig};
+use saddle_libtorch::products::add_gradients;
 use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor, no_grad_guard};
 
@@ -209,17 +210,14 @@ impl Parameters {
     /// # Errors
     /// As [`Self::gradient`].
     pub fn add_gradient(&self, loss: &Tensor, sum: &Tensor) -> Result<(), LmError> {
-        let gradients = Tensor::f_run_backward(&[loss], &self.views, false, false)?;
-        let _guard = no_grad_guard();
         let mut offset = 0;
-        for (gradient, view) in gradients.iter().zip(&self.views) {
+        let sums = self.views.iter().map(|view| {
             let length = view.numel() as i64;
-            if gradient.defined() {
-                let _ = sum.f_narrow(0, offset, length)?.f_view_as(view)?.f_add_(gradient)?;
-            }
+            let part = sum.f_narrow(0, offset, length)?.f_view_as(view);
             offset += length;
-        }
-        Ok(())
+            part
+        });
+        Ok(add_gradients(loss, &self.views, &sums.collect::<Result<Vec<_>, _>>()?)?)
     }
 
     /// d`loss` / d(parameters) as one flat tensor `[count]`; zero where the loss does not depend on a parameter.

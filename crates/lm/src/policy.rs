@@ -56,7 +56,7 @@ impl Decoder<LanguageModelHead> {
     /// # Errors
     /// Fails if libtorch does.
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor, LmError> {
-        Ok(self.precision().linear(hidden, &self.head().0, None)?.f_to_kind(Kind::Float)?)
+        Ok(self.precision().products(hidden, &[&self.head().0])?.remove(0))
     }
 
     /// Log-probabilities of the response tokens under softmax(logits / `temperature`). The head runs at response

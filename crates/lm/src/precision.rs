@@ -1,6 +1,8 @@
 //! The number type that products are computed in.
 
 use crate::LmError;
+use saddle_libtorch::has_bf16_units;
+use saddle_libtorch::products::{Factors, products};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
@@ -27,31 +29,18 @@ impl Precision {
         }
     }
 
-    /// input · weightᵀ + bias, of inputs and weights rounded to this precision; gradients are those of the rounded ones.
-    /// `[.., outputs]` from `input` `[.., inputs]`, `weight` `[outputs, inputs]` and `bias` `[outputs]`, all float32; a weight
-    /// that is frozen may be kept as bfloat16, and is used as it is.
+    /// input · weightᵀ for each of `weights`, of inputs and weights rounded to this precision; gradients are those of the
+    /// rounded ones. `[.., outputs]` from `input` `[.., inputs]` and weights `[outputs, inputs]`, all float32; a weight that is
+    /// frozen may be kept as bfloat16, and is used as it is.
     ///
     /// A processor without units for bfloat16 would take many times as long for it as for float32. There the rounded
     /// numbers are multiplied as float32, with the same sums but for their order and the rounding of the result.
-    pub(crate) fn linear(self, input: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor, LmError> {
-        let narrow = self == Self::Bf16 && saddle_libtorch::has_bf16_units(input.device());
-        let product = if weight.f_kind()? == Kind::BFloat16 {
-            let rounds = self == Self::Bf16 && !narrow;
-            let rounded = if rounds { Some(input.f_to_kind(Kind::BFloat16)?.f_to_kind(Kind::Float)?) } else { None };
-            saddle_libtorch::frozen_linear(rounded.as_ref().unwrap_or(input), weight, narrow)?
-        } else if self == Self::F32 {
-            return Ok(input.f_linear(weight, bias)?);
-        } else {
-            let (input, weight) = (input.f_to_kind(Kind::BFloat16)?, weight.f_to_kind(Kind::BFloat16)?);
-            if narrow {
-                input.f_linear::<&Tensor>(&weight, None)?.f_to_kind(Kind::Float)?
-            } else {
-                input.f_to_kind(Kind::Float)?.f_linear::<&Tensor>(&weight.f_to_kind(Kind::Float)?, None)?
-            }
+    pub(crate) fn products(self, input: &Tensor, weights: &[&Tensor]) -> Result<Vec<Tensor>, LmError> {
+        let factors = match self {
+            Self::F32 => Factors::Whole,
+            Self::Bf16 if has_bf16_units(input.device()) => Factors::Narrow,
+            Self::Bf16 => Factors::Rounded,
         };
-        Ok(match bias {
-            Some(bias) => product.f_add(bias)?,
-            None => product,
-        })
+        Ok(products(input, weights, factors)?)
     }
 }

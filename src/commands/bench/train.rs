@@ -54,13 +54,16 @@ pub(in crate::commands) fn train(args: &BenchTrainArgs) -> Result<(), Failure> {
     let scorer = |kind, seed| {
         let weights = policy.parameters().to_map();
         let model = ScoreModel::on_trunk(policy.config().clone(), &weights, 1, seed, device)?;
-        let model = model.in_precision(config.precision.scoring);
+        let model = model.kept(config.precision.frozen.kind(), device)?.in_precision(config.precision.scoring);
         // A scorer has a tokenizer; on random prompts nothing is read with it.
         let tokenizer = train_bpe(std::iter::once("a text"), TINY_VOCABULARY)?;
         Ok::<_, Failure>(Scorer { model, tokenizer, kind, normalizer: None })
     };
     let judges = Judges {
-        reference: policy.snapshot()?.in_precision(config.precision.scoring),
+        reference: policy
+            .snapshot()?
+            .kept(config.precision.frozen.kind(), device)?
+            .in_precision(config.precision.scoring),
         reward: scorer(ModelKind::Reward, 1)?,
         costs: vec![scorer(ModelKind::Cost, 2)?],
     };
@@ -133,7 +136,7 @@ fn config(args: &BenchTrainArgs) -> Result<TrainConfig, Failure> {
     config.generation.rows = args.prompts;
     let precision = args.precision.into();
     config.precision =
-        PrecisionSection { generation: precision, scoring: precision, learning: precision, ..config.precision };
+        PrecisionSection { generation: precision, scoring: precision, learning: precision, frozen: precision };
     config.ppo.updates = WARM_UP + args.iterations as u64;
     config.ppo.batch_rollouts = args.prompts;
     config.ppo.workers = args.workers;

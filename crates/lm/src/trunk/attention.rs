@@ -84,13 +84,13 @@ impl Attention {
 
     /// Queries, keys and values of `input` `[tokens, hidden]`.
     pub(super) fn project(&self, input: &Tensor) -> Result<Heads, LmError> {
-        let (query, key, value) = match &self.input {
-            Projection::Separate { query, key, value } => (query.apply(input)?, key.apply(input)?, value.apply(input)?),
+        let [query, key, value] = match &self.input {
+            Projection::Separate { query, key, value } => Linear::apply_each([query, key, value], input)?,
             Projection::Fused(all) => {
                 let all = all.apply(input)?;
                 let width = self.heads * self.head_size;
                 let part = |index: i64| all.f_narrow(-1, index * width, width);
-                (part(0)?, part(1)?, part(2)?)
+                [part(0)?, part(1)?, part(2)?]
             }
         };
         self.heads(query, key, value)

@@ -44,7 +44,7 @@ impl Linear {
     /// The same layer with its outputs in `N` equal parts.
     pub(super) fn pack_parts<const N: usize>(&self, storage: Kind) -> Result<[PackedWeight; N], LmError> {
         let _guard = no_grad_guard();
-        let mut matrix = if self.input_first { self.weight.f_transpose(0, 1)? } else { self.weight.shallow_clone() };
+        let mut matrix = self.matrix()?;
         if let Some(adapter) = &self.adapter {
             matrix = matrix.f_add(&adapter.product()?)?;
         }
@@ -59,14 +59,31 @@ impl Linear {
 
     /// `[.., inputs]` to `[.., outputs]`.
     pub(super) fn apply(&self, input: &Tensor) -> Result<Tensor, LmError> {
-        let output = match self.input_first {
-            true => self.precision.linear(input, &self.weight.f_transpose(0, 1)?, self.bias.as_ref())?,
-            false => self.precision.linear(input, &self.weight, self.bias.as_ref())?,
-        };
-        match &self.adapter {
-            Some(adapter) => adapter.add_to(&output, input),
-            None => Ok(output),
-        }
+        let [output] = Self::apply_each([self], input)?;
+        Ok(output)
+    }
+
+    /// What each of `layers`, which are of one precision, makes of `input`.
+    pub(super) fn apply_each<const N: usize>(layers: [&Self; N], input: &Tensor) -> Result<[Tensor; N], LmError> {
+        let weights = layers.iter().map(|layer| layer.matrix()).collect::<Result<Vec<_>, _>>()?;
+        let products = layers[0].precision.products(input, &weights.iter().collect::<Vec<_>>())?;
+        let outputs = layers.iter().zip(products).map(|(layer, product)| {
+            let output = match &layer.bias {
+                Some(bias) => product.f_add(bias)?,
+                None => product,
+            };
+            match &layer.adapter {
+                Some(adapter) => adapter.add_to(&output, input),
+                None => Ok(output),
+            }
+        });
+        let outputs = outputs.collect::<Result<Vec<_>, _>>()?;
+        Ok(outputs.try_into().expect("there is one for each layer"))
+    }
+
+    /// `[outputs, inputs]`, without what an adapter adds.
+    fn matrix(&self) -> Result<Tensor, LmError> {
+        Ok(if self.input_first { self.weight.f_transpose(0, 1)? } else { self.weight.shallow_clone() })
     }
 }
 
@@ -130,7 +147,7 @@ impl FeedForward {
     pub(super) fn apply(&self, input: &Tensor) -> Result<Tensor, LmError> {
         match self {
             Self::Gated { gate, up, down } => {
-                let (gate, up) = (gate.apply(input)?, up.apply(input)?);
+                let [gate, up] = Linear::apply_each([gate, up], input)?;
                 down.apply(&match input.device() {
                     Device::Cpu => layers::swiglu(&gate, &up)?,
                     _ => gate.f_silu()?.f_mul(&up)?,

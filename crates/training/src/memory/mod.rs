@@ -1,12 +1,12 @@
 //! What a run of `saddle train` needs in memory, estimated from its configuration and the shapes of its models: no
 //! weights are read.
 //!
-//! A model in training holds its weights, the sum of gradients, and AdamW's two moments; a step needs three times the
-//! weights besides for a moment. With adapters all of this is of the adapters, over weights that are shared: the policy's
-//! with the reference, a critic's with its score model. Frozen models are shared by the stages of a device and copied to
-//! others. A generator has weights of its own where they are not the shared ones as they are: packed on a CPU, rounded on a
-//! GPU. An update needs what the backward passes of policy and critics keep of a micro-batch. In the synchronous schedule
-//! stages take turns, so that what they work with is there one at a time; in the asynchronous one it adds up.
+//! A model in training holds its weights, the sum of gradients, and AdamW's two moments. With adapters all of this is of the
+//! adapters, over weights that are shared: the policy's with the reference, a critic's with its score model. Frozen models
+//! are shared by the stages of a device and copied to others. A generator has weights of its own where they are not the
+//! shared ones as they are: packed on a CPU, rounded on a GPU. An update needs what the backward passes of policy and critics
+//! keep of a micro-batch. In the synchronous schedule stages take turns, so that what they work with is there one at a time;
+//! in the asynchronous one it adds up.
 
 mod sizes;
 
@@ -23,8 +23,6 @@ const PUBLISHED: usize = 2;
 const SLACK: f64 = 0.25;
 /// Gradient and two moments.
 const OPTIMIZER: usize = 3;
-/// Times the weights that an optimiser step needs for a moment.
-const STEP: usize = 3;
 /// Of what is trained and of what is computed: float32.
 const FULL: Precision = Precision::F32;
 const GIB: f64 = (1u64 << 30) as f64;
@@ -143,11 +141,10 @@ impl Planner<'_> {
             Critics::TwoHeaded => vec![(reward, 1 + costs.len())],
         };
         let (policy, workers) = (self.trained_policy()?, self.config.ppo.workers);
-        let trained: Vec<usize> =
-            critics.iter().map(|critic| self.trained_critic(*critic)).collect::<Result<_, _>>()?;
+        let trained = critics.iter().map(|critic| self.trained_critic(*critic)).sum::<Result<usize, _>>()?;
         let what = if self.config.lora.is_some() { "adapters" } else { "weights" };
         let critics_called = format!("{} × critic", critics.len());
-        for (whose, numbers) in [("policy", policy), (critics_called.as_str(), trained.iter().sum())] {
+        for (whose, numbers) in [("policy", policy), (critics_called.as_str(), trained)] {
             self.add(&device, "learner", format!("{what} of {whose}"), (numbers, FULL), false);
             let state = ((OPTIMIZER + workers - 1) * numbers, FULL);
             self.add(&device, "learner", format!("gradients and moments of {whose}"), state, false);
@@ -157,9 +154,7 @@ impl Planner<'_> {
         let kept = activations(&self.shapes.policy)
             + sizes::logits(&self.shapes.policy, self.response_tokens().min(tokens), 4)
             + critics.iter().map(|(shape, _)| activations(shape)).sum::<usize>();
-        let step = STEP * trained.into_iter().fold(policy, usize::max);
-        let what = format!("activations of {tokens} tokens, or an optimiser step");
-        self.add(&device, "learner", what, (kept.max(step), FULL), true);
+        self.add(&device, "learner", format!("activations of {tokens} tokens"), (kept, FULL), true);
         // Weights that are rounded for a product are kept for its backward pass; those that are kept rounded already are not.
         let is_kept_narrow = self.config.lora.is_some() && self.config.precision.frozen == Precision::Bf16;
         if self.config.precision.learning == Precision::Bf16 && !is_kept_narrow {
