@@ -54,13 +54,6 @@ void linear(const Product &product, const void *input, int64_t rows, int64_t dep
       block<ROWS, 1, Weight>(product, from, row, rows - row < BLOCK_ROWS ? rows - row : BLOCK_ROWS, depth, panel);
 }
 
-// A float rounded to bf16, the nearest, ties to even, as the upper half of a word; what is no number stays none.
-INLINE uint32_t rounded(float value) {
-  uint32_t bits;
-  __builtin_memcpy(&bits, &value, 4);
-  return value != value ? 0x7fc00000u : (bits + 0x7fffu + ((bits >> 16) & 1u)) & 0xffff0000u;
-}
-
 INLINE void join(float even, float odd, Two *both) {
   const uint32_t bits[2] = {rounded(even), rounded(odd)};
 #ifdef __AVX512BF16__
@@ -80,21 +73,24 @@ void pair(const float *input, int64_t width, void *out, int64_t begin, int64_t e
   }
 }
 
+template <typename Number>
 void store(const Attention &a, int64_t begin, int64_t end) {
+  Number *keys = static_cast<Number *>(a.keys), *values = static_cast<Number *>(a.values);
   for (int64_t token = begin; token < end; token++) {
     const float *cosine = row_of(a.cosine, a.positions[token], a.head_size);
     const float *sine = row_of(a.sine, a.positions[token], a.head_size);
     for (int64_t head = 0; head < a.kv_heads; head++) {
       const int64_t from = (token * a.kv_heads + head) * a.head_size;
       const int64_t to = ((a.rows[token] * a.kv_heads + head) * a.capacity + a.positions[token]) * a.head_size;
-      turn(a.key + from, a.head_size, cosine, sine, 1.0f, a.keys + to);
-      for (int64_t i = 0; i < a.head_size; i++) a.values[to + i] = a.value[from + i];
+      turn(a.key + from, a.head_size, cosine, sine, 1.0f, keys + to);
+      for (int64_t i = 0; i < a.head_size; i++) keep(a.value[from + i], values + to + i);
     }
   }
 }
 
 // out[head_size] = Σ weights[t] · values[t] / Σ weights, in columns of up to four vectors.
-INLINE void mix(const float *weights, int64_t span, const float *values, int64_t size, float scale, float *out) {
+template <typename Number>
+INLINE void mix(const float *weights, int64_t span, const Number *values, int64_t size, float scale, float *out) {
   int64_t i = 0;
   for (; i + 4 * LANES <= size; i += 4 * LANES) {
     lanes sum[4] = {};
@@ -109,14 +105,16 @@ INLINE void mix(const float *weights, int64_t span, const float *values, int64_t
   }
   for (; i < size; i++) {
     float sum = 0.0f;
-    for (int64_t t = 0; t < span; t++) sum += weights[t] * values[t * size + i];
+    for (int64_t t = 0; t < span; t++) sum += weights[t] * number(values[t * size + i]);
     out[i] = sum * scale;
   }
 }
 
+template <typename Number>
 void attend(const Attention &a, float *scratch, int64_t begin, int64_t end) {
   const int64_t group = a.heads / a.kv_heads;
   const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(a.head_size));
+  const Number *keys = static_cast<const Number *>(a.keys), *values = static_cast<const Number *>(a.values);
   float *turned = scratch, *scores = scratch + a.head_size;
   for (int64_t pair = begin; pair < end; pair++) {
     const int64_t token = pair / a.kv_heads, shared = pair % a.kv_heads, last = a.positions[token];
@@ -126,9 +124,9 @@ void attend(const Attention &a, float *scratch, int64_t begin, int64_t end) {
       const int64_t place = (token * a.heads + head) * a.head_size;
       turn(a.query + place, a.head_size, row_of(a.cosine, last, a.head_size), row_of(a.sine, last, a.head_size), scale,
            turned);
-      for (int64_t t = 0; t < span; t++) scores[t] = dot(turned, a.keys + entry + t * a.head_size, a.head_size);
+      for (int64_t t = 0; t < span; t++) scores[t] = dot(turned, keys + entry + t * a.head_size, a.head_size);
       const float sum = exponentiate(scores, span, largest_score(scores, span));
-      mix(scores, span, a.values + entry, a.head_size, 1.0f / sum, a.out + place);
+      mix(scores, span, values + entry, a.head_size, 1.0f / sum, a.out + place);
     }
   }
 }
@@ -187,6 +185,8 @@ void choose(const float *logits, int64_t width, double temperature, const double
 
 }  // namespace
 
-const Decoding SADDLE_SET(decoding) = {PANEL, sizeof(Two), linear<float, float>, linear<uint32_t, Two>, pair, store, attend, choose};
+const Decoding SADDLE_SET(decoding) = {
+    PANEL,           sizeof(Two),   linear<float, float>, linear<uint32_t, Two>, pair, store<float>,
+    store<uint16_t>, attend<float>, attend<uint16_t>,     choose};
 
 }  // namespace saddle

@@ -47,7 +47,7 @@ unsafe extern "C" {
         depth: i64,
         bf16: bool,
     ) -> *mut c_char;
-    fn saddle_attend(attention: *const Attention, tokens: i64, longest: i64) -> *mut c_char;
+    fn saddle_attend(attention: *const Attention, tokens: i64, longest: i64, bf16: bool) -> *mut c_char;
     fn saddle_rms_norm(input: *const c_void, weight: *const c_void, epsilon: f64, out: *mut *mut c_void)
     -> *mut c_char;
     fn saddle_swiglu(gate: *const c_void, up: *const c_void, out: *mut *mut c_void) -> *mut c_char;
@@ -116,8 +116,8 @@ pub(crate) struct Attention {
     pub(crate) query: *const f32,
     pub(crate) key: *const f32,
     pub(crate) value: *const f32,
-    pub(crate) keys: *mut f32,
-    pub(crate) values: *mut f32,
+    pub(crate) keys: *mut c_void,
+    pub(crate) values: *mut c_void,
     pub(crate) rows: *const i64,
     pub(crate) positions: *const i64,
     pub(crate) cosine: *const f32,
@@ -331,11 +331,11 @@ pub(crate) fn linear(
     checked("a product", unsafe { saddle_linear(products.as_ptr(), count, input, rows, depth, bf16) })
 }
 
-/// Attention of `tokens` tokens, none of which stands at or beyond position `longest`. Pointers are as [`linear`] says, and each
-/// token's row and position lie within the cache.
-pub(crate) fn attend(attention: &Attention, tokens: i64, longest: i64) -> Result<(), LibtorchError> {
+/// Attention of `tokens` tokens, none of which stands at or beyond position `longest`, over a cache in bfloat16 or in float32.
+/// Pointers are as [`linear`] says, and each token's row and position lie within the cache.
+pub(crate) fn attend(attention: &Attention, tokens: i64, longest: i64, bf16: bool) -> Result<(), LibtorchError> {
     // SAFETY: the pointers and indices are as the caller has checked; the shim writes `keys`, `values` and `out` only.
-    checked("attention", unsafe { saddle_attend(attention, tokens, longest) })
+    checked("attention", unsafe { saddle_attend(attention, tokens, longest, bf16) })
 }
 
 /// `logits` is `[rows, width]`, neither of them zero, and as [`linear`] says; `uniforms` has a number for each row. Tokens and

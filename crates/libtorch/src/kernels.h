@@ -19,13 +19,14 @@ struct Product {
   int64_t outputs;
 };
 
-// Tokens of many sequences, each with its place in a cache [rows, kv_heads, capacity, head_size] of keys and values.
+// Tokens of many sequences, each with its place in a cache [rows, kv_heads, capacity, head_size] of keys and values, in float32
+// or bf16.
 struct Attention {
   const float *query;  // [tokens, heads · head_size]
   const float *key;    // [tokens, kv_heads · head_size]
   const float *value;
-  float *keys;
-  float *values;
+  void *keys;
+  void *values;
   const int64_t *rows;       // [tokens]
   const int64_t *positions;  // [tokens]
   const float *cosine;       // [positions, head_size], or null: queries and keys are not turned
@@ -87,9 +88,11 @@ struct Decoding {
   // Rows of `width` numbers rounded to bf16, two by two in `pair_bytes`.
   void (*pair)(const float *input, int64_t width, void *out, int64_t begin, int64_t end);
   // Tokens whose keys and values go into the cache.
-  void (*store)(const Attention &, int64_t begin, int64_t end);
+  void (*store_f32)(const Attention &, int64_t begin, int64_t end);
+  void (*store_bf16)(const Attention &, int64_t begin, int64_t end);
   // (token, key-value head) pairs; `scratch` has room for a head, a row of the cache and a panel.
-  void (*attend)(const Attention &, float *scratch, int64_t begin, int64_t end);
+  void (*attend_f32)(const Attention &, float *scratch, int64_t begin, int64_t end);
+  void (*attend_bf16)(const Attention &, float *scratch, int64_t begin, int64_t end);
   // Rows of logits: the token where the cumulative softmax(logits / temperature) passes the row's uniform number, and its
   // log-probability; at temperature 0 the first of the likeliest, at temperature 1. `masses` has room for a row.
   void (*choose)(const float *logits, int64_t width, double temperature, const double *uniforms, double *masses,

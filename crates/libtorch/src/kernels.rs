@@ -1,6 +1,6 @@
 //! Kernels of decoding on a CPU, which libtorch has no fast form of: products of few rows with packed weights, attention
-//! over a cache and the choice of tokens; and the optimiser's step. Tensors are float32, contiguous and on the CPU; nothing
-//! records gradients.
+//! over a cache and the choice of tokens; and the optimiser's step. Tensors are contiguous, on the CPU and, where nothing else
+//! is said, float32; nothing records gradients.
 //!
 //! A thin product takes as long as reading its weights. Here they are read once, in order, in the layout that registers
 //! want; stored as bfloat16 they are half as long, and so are the inputs, which are rounded too: products of a processor's
@@ -101,7 +101,7 @@ pub struct Placement<'a> {
 }
 
 /// Puts the `key` and `value` `[tokens, kv_heads · head_size]` of tokens into the cache `keys` and `values` `[rows, kv_heads,
-/// capacity, head_size]`, and gives what each token takes from its row up to itself: softmax(q kᵀ / √head_size) v,
+/// capacity, head_size]`, both float32 or both bfloat16, which they are rounded to then, and gives what each token takes from its row up to itself: softmax(q kᵀ / √head_size) v,
 /// `[tokens, heads · head_size]`. Queries and keys are turned here; in the cache are turned keys. Tokens of one row are all
 /// stored before any is attended to.
 ///
@@ -124,8 +124,12 @@ pub fn attend(
     for each in [key, value] {
         require(each, &[tokens, kv_heads * head_size])?;
     }
+    let kind = keys.kind();
+    if !matches!(kind, Kind::Float | Kind::BFloat16) {
+        return Err(operand(format!("a cache is Float or BFloat16, not {kind:?}")));
+    }
     for each in [&*keys, &*values] {
-        require(each, &[rows, kv_heads, capacity, head_size])?;
+        require_kind(each, &[rows, kv_heads, capacity, head_size], kind)?;
     }
     let within = |indices: &[i64], limit: i64| indices.iter().all(|index| (0..limit).contains(index));
     if place.positions.len() != place.rows.len()
@@ -151,8 +155,8 @@ pub fn attend(
         query: query.data_ptr().cast(),
         key: key.data_ptr().cast(),
         value: value.data_ptr().cast(),
-        keys: keys.data_ptr().cast(),
-        values: values.data_ptr().cast(),
+        keys: keys.data_ptr(),
+        values: values.data_ptr(),
         rows: place.rows.as_ptr(),
         positions: place.positions.as_ptr(),
         cosine,
@@ -164,7 +168,7 @@ pub fn attend(
         capacity,
         window: place.window.unwrap_or(0),
     };
-    ffi::attend(&attention, tokens, longest)?;
+    ffi::attend(&attention, tokens, longest, kind == Kind::BFloat16)?;
     Ok(out)
 }
 
@@ -232,17 +236,19 @@ pub fn adamw(
     ffi::adamw(&step, pointers, count)
 }
 
-/// Refuses a tensor that the kernels cannot read as `shape`.
+/// Refuses a tensor that the kernels cannot read as float32 of `shape`.
 fn require(tensor: &Tensor, shape: &[i64]) -> Result<(), LibtorchError> {
-    let fits = tensor.size() == shape
-        && tensor.kind() == Kind::Float
-        && tensor.device() == Device::Cpu
-        && tensor.is_contiguous();
+    require_kind(tensor, shape, Kind::Float)
+}
+
+fn require_kind(tensor: &Tensor, shape: &[i64], kind: Kind) -> Result<(), LibtorchError> {
+    let fits =
+        tensor.size() == shape && tensor.kind() == kind && tensor.device() == Device::Cpu && tensor.is_contiguous();
     if fits {
         return Ok(());
     }
     Err(operand(format!(
-        "{shape:?} of contiguous Float on the CPU is needed, not {:?} of {:?} on {:?}",
+        "{shape:?} of contiguous {kind:?} on the CPU is needed, not {:?} of {:?} on {:?}",
         tensor.size(),
         tensor.kind(),
         tensor.device()

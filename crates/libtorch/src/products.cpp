@@ -72,6 +72,7 @@ struct Products : Function<Products> {
 std::vector<at::Tensor> products(const at::Tensor &input, const std::vector<at::Tensor> &weights, Factors factors) {
   TORCH_CHECK(input.scalar_type() == at::kFloat && input.dim() > 0, "a product wants an input in float32, not ",
               input.scalar_type(), " of ", input.dim(), " dimensions");
+  TORCH_CHECK(!weights.empty(), "a product wants a weight");
   for (const at::Tensor &weight : weights) {
     const bool kind = weight.scalar_type() == at::kFloat || (weight.scalar_type() == at::kBFloat16 && !weight.requires_grad());
     TORCH_CHECK(kind && weight.dim() == 2, "a product wants a matrix in float32, or a frozen one in bfloat16, not ",

@@ -194,15 +194,17 @@ char *saddle_linear(const saddle::Product *products, int64_t count, const float 
   });
 }
 
-char *saddle_attend(const saddle::Attention *attention, int64_t tokens, int64_t longest) {
+char *saddle_attend(const saddle::Attention *attention, int64_t tokens, int64_t longest, bool bf16) {
   return guarded([&] {
     const saddle::Decoding &each = saddle::kernels().decoding;
     const saddle::Attention &a = *attention;
-    saddle::share_out(tokens, a.kv_heads * a.head_size * 8, [&](int64_t begin, int64_t end) { each.store(a, begin, end); });
+    saddle::share_out(tokens, a.kv_heads * a.head_size * 8, [&](int64_t begin, int64_t end) {
+      (bf16 ? each.store_bf16 : each.store_f32)(a, begin, end);
+    });
     const int64_t group = a.heads / a.kv_heads;
     saddle::share_out(tokens * a.kv_heads, 4 * longest * group * a.head_size, [&](int64_t begin, int64_t end) {
       std::vector<float> scratch(a.head_size + longest + each.panel);
-      each.attend(a, scratch.data(), begin, end);
+      (bf16 ? each.attend_bf16 : each.attend_f32)(a, scratch.data(), begin, end);
     });
   });
 }

@@ -29,12 +29,35 @@ constexpr int ROWS = SADDLE_LANES == 16 ? 12 : 6;
 
 typedef float lanes __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 typedef uint32_t words __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
+typedef uint16_t halves __attribute__((vector_size(LANES * 2), aligned(2), may_alias));
 #define INLINE inline __attribute__((always_inline))
 #define INLINE_LAMBDA __attribute__((always_inline))
 
 INLINE lanes load(const float *from) { return *reinterpret_cast<const lanes *>(from); }
 INLINE words load(const uint32_t *from) { return *reinterpret_cast<const words *>(from); }
+// bf16 numbers, widened.
+INLINE lanes load(const uint16_t *from) {
+  return reinterpret_cast<lanes>(__builtin_convertvector(*reinterpret_cast<const halves *>(from), words) << 16);
+}
 INLINE void save(float *to, lanes value) { *reinterpret_cast<lanes *>(to) = value; }
+
+// A float rounded to bf16, the nearest, ties to even, as the upper half of a word; what is no number stays none.
+INLINE uint32_t rounded(float value) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &value, 4);
+  return value != value ? 0x7fc00000u : (bits + 0x7fffu + ((bits >> 16) & 1u)) & 0xffff0000u;
+}
+
+INLINE void keep(float value, float *place) { *place = value; }
+INLINE void keep(float value, uint16_t *place) { *place = static_cast<uint16_t>(rounded(value) >> 16); }
+
+INLINE float number(float value) { return value; }
+INLINE float number(uint16_t bits) {
+  const uint32_t wide = static_cast<uint32_t>(bits) << 16;
+  float value;
+  __builtin_memcpy(&value, &wide, 4);
+  return value;
+}
 
 // Two inputs of a product with bf16 weights, rounded as those are: one word for the units that multiply words, else two floats.
 #ifdef __AVX512BF16__
@@ -157,12 +180,13 @@ INLINE lanes first_lanes(lanes value, int64_t count, float filling) {
   return count >= LANES ? value : first_lanes(value, count, filling, Each{});
 }
 
-INLINE float dot(const float *one, const float *other, int64_t length) {
+template <typename Number>
+INLINE float dot(const float *one, const Number *other, int64_t length) {
   lanes sum = {};
   int64_t place = 0;
   for (; place + LANES <= length; place += LANES) sum += load(one + place) * load(other + place);
   float rest = total(sum);
-  for (; place < length; place++) rest += one[place] * other[place];
+  for (; place < length; place++) rest += one[place] * number(other[place]);
   return rest;
 }
 
@@ -221,15 +245,16 @@ INLINE float exponentiate(float *scores, int64_t span, float most) {
 INLINE lanes probability(lanes x) { return x < -87.0f ? lanes{} : exponential(x); }
 
 // Turns a head by its position's cosines and sines (RoPE with halves side by side), unless there are none, times `scale`.
+template <typename Number>
 INLINE void turn(const float *head, int64_t size, const float *cosine, const float *sine, float scale,
-                 float *__restrict out) {
+                 Number *__restrict out) {
   const int64_t half = size / 2;
   if (cosine == nullptr) {
-    for (int64_t i = 0; i < size; i++) out[i] = head[i] * scale;
+    for (int64_t i = 0; i < size; i++) keep(head[i] * scale, out + i);
     return;
   }
-  for (int64_t i = 0; i < half; i++) out[i] = (head[i] * cosine[i] - head[i + half] * sine[i]) * scale;
-  for (int64_t i = half; i < size; i++) out[i] = (head[i] * cosine[i] + head[i - half] * sine[i]) * scale;
+  for (int64_t i = 0; i < half; i++) keep((head[i] * cosine[i] - head[i + half] * sine[i]) * scale, out + i);
+  for (int64_t i = half; i < size; i++) keep((head[i] * cosine[i] + head[i - half] * sine[i]) * scale, out + i);
 }
 
 // A position's row of a table of cosines or sines, where there is one.

@@ -3,7 +3,7 @@
 use crate::trunk::PackedTrunk;
 use crate::{KvCache, LmError, Policy, Precision, Sequences};
 use saddle_libtorch::kernels::{self, PackedWeight};
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 
 /// Most tokens of prompts that go through the model together, unless one prompt alone is longer.
 const PREFILL_TOKENS: usize = 4096;
@@ -45,7 +45,7 @@ impl DecodingWeights {
         }
         let packed =
             Packed { trunk: policy.trunk().pack(kind)?, head: PackedWeight::new(policy.head().weight(), None, kind)? };
-        Ok(Self { policy: policy.replica()?, packed: Some(packed) })
+        Ok(Self { policy: policy.replica()?.in_precision(precision), packed: Some(packed) })
     }
 
     /// The weights as they are on a GPU: without packing, and frozen ones in bfloat16 if that is the precision.
@@ -63,10 +63,10 @@ impl DecodingWeights {
         &self.policy
     }
 
-    /// An empty cache for `rows` sequences of up to `capacity` tokens.
+    /// An empty cache for `rows` sequences of up to `capacity` tokens, in the precision of these.
     pub(crate) fn cache(&self, rows: usize, capacity: usize) -> Result<KvCache, LmError> {
-        let kind = if self.packed.is_some() { Kind::Float } else { self.policy.precision().kind() };
-        KvCache::new(self.policy.config(), rows, capacity, kind, self.policy.device())
+        let (config, kind) = (self.policy.config(), self.policy.precision().kind());
+        KvCache::new(config, rows, capacity, kind, self.policy.device())
     }
 
     /// Whether [`Self::read`] can go on from tokens that the cache holds.
@@ -153,6 +153,7 @@ mod tests {
     use super::*;
     use crate::small_model::config;
     use crate::{Architecture, DecoderConfig, LoraConfig};
+    use tch::Kind;
 
     fn policy(architecture: Architecture) -> Policy {
         let config = DecoderConfig {
@@ -209,7 +210,9 @@ mod tests {
             let _ = adapted.parameters().flat().shallow_clone().f_add_scalar_(0.1).unwrap();
             let exact = logits(&DecodingWeights::plain(&adapted, Precision::F32).unwrap());
             let half = DecodingWeights::plain(&adapted, Precision::Bf16).unwrap();
-            assert_eq!(half.cache(1, 4).unwrap().kind(), Kind::BFloat16);
+            for weights in [&half, &DecodingWeights::new(&adapted, Precision::Bf16).unwrap()] {
+                assert_eq!(weights.cache(1, 4).unwrap().kind(), Kind::BFloat16);
+            }
             assert_eq!(half.policy().parameters().base().unwrap().flat().kind(), Kind::BFloat16);
             let scale = exact.abs().max().double_value(&[]).max(1.0);
             let difference = largest_difference(&exact, &logits(&half)) / scale;
@@ -223,7 +226,9 @@ mod tests {
         let _guard = tch::no_grad_guard();
         let policy = policy(Architecture::Llama);
         let exact = logits(&DecodingWeights::new(&policy, Precision::F32).unwrap());
-        let half = logits(&DecodingWeights::new(&policy, Precision::Bf16).unwrap());
+        // Under a policy in float32, so that the cache keeps keys and values as they are.
+        let packed = DecodingWeights::new(&policy, Precision::Bf16).unwrap().packed;
+        let half = logits(&DecodingWeights { policy: policy.replica().unwrap(), packed });
         let by_hand = policy.replica().unwrap().in_precision(Precision::Bf16);
         let by_hand = logits(&DecodingWeights { policy: by_hand, packed: None });
         let rounding = largest_difference(&exact, &half);

@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-/// The number type of the weights and inputs of matrix products. Sums, norms, softmaxes and losses are float32 always,
+/// The number type of the weights and inputs of matrix products, and of the keys and values that decoding keeps. Sums, norms, softmaxes and losses are float32 always,
 /// and so are the weights that an optimiser changes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]

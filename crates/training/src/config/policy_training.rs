@@ -159,7 +159,7 @@ impl Default for GenerationSection {
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct PrecisionSection {
-    /// Responses. What it does to their log-probs shows as `log_prob_gap`.
+    /// Responses, and the keys and values that are kept for them. What it does to their log-probs shows as `log_prob_gap`.
     pub generation: Precision,
     /// Rewards, costs and reference log-probs.
     pub scoring: Precision,

@@ -201,7 +201,7 @@ impl Planner<'_> {
             self.add(&device, "generator", format!("{count} × weights rounded to bf16"), weights, false);
         }
         let capacity = self.sequence_tokens();
-        let cache = (count * sizes::key_value_cache(shape, rows, capacity), if on_cpu { FULL } else { precision });
+        let cache = (count * sizes::key_value_cache(shape, rows, capacity), precision);
         self.add(&device, "generator", format!("{count} × keys and values of {rows} × {capacity} tokens"), cache, true);
         let prompts = sizes::passing(shape, rows * self.config.prompts.max_tokens);
         let work = count * (prompts + sizes::logits(shape, rows, 6));
