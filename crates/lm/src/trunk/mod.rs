@@ -126,7 +126,7 @@ impl Trunk {
 
     /// What enters the first block, `[tokens, hidden]` in float32, of `tokens` at `positions`, both `[tokens]`.
     fn embed(&self, tokens: &Tensor, positions: &Tensor) -> Result<Tensor, LmError> {
-        // On a CPU its gradient is of the rows that were used alone; elsewhere adding that up is not deterministic.
+        // A sparse gradient has the rows that were used alone. On a GPU the dense one is the one that is known to be deterministic.
         let sparse = tokens.device() == Device::Cpu;
         let embedded = Tensor::f_embedding(&self.embedding, tokens, -1, false, sparse)?.f_to_kind(Kind::Float)?;
         self.positions.enter(embedded, positions)
