@@ -12,6 +12,10 @@ constexpr int FEW_ROWS = 3;
 // Rows whose sums are kept beside a panel, and depth of a part of the panel that stays in the first-level cache.
 constexpr int BLOCK_ROWS = 16 * ROWS;
 constexpr int64_t BLOCK_DEPTH = 256;
+// Query heads of one key-value head that attend together, so that keys and values are read once for all of them.
+constexpr int HEADS = SADDLE_LANES == 16 ? 4 : 3;
+// Keys that they are multiplied with at a time.
+constexpr int KEYS = 4;
 // Logits whose probabilities are summed in float32, before the sums are added up in float64.
 constexpr int64_t CHOICE_BLOCK = 1024;
 
@@ -54,22 +58,20 @@ void linear(const Product &product, const void *input, int64_t rows, int64_t dep
       block<ROWS, 1, Weight>(product, from, row, rows - row < BLOCK_ROWS ? rows - row : BLOCK_ROWS, depth, panel);
 }
 
-INLINE void join(float even, float odd, Two *both) {
-  const uint32_t bits[2] = {rounded(even), rounded(odd)};
-#ifdef __AVX512BF16__
-  *both = bits[0] >> 16 | bits[1];
-#else
-  __builtin_memcpy(both, bits, sizeof bits);
-#endif
-}
-
+// A pair lies in memory as its two numbers do: as bf16 for the units that multiply those, else as floats.
 void pair(const float *input, int64_t width, void *out, int64_t begin, int64_t end) {
-  const int64_t depth = (width + 1) / 2;
+#ifdef __AVX512BF16__
+  typedef uint16_t Half;
+#else
+  typedef uint32_t Half;
+#endif
+  constexpr int unused = 32 - 8 * sizeof(Half);
+  const int64_t padded = width + width % 2;
   for (int64_t row = begin; row < end; row++) {
     const float *from = input + row * width;
-    Two *to = static_cast<Two *>(out) + row * depth;
-    for (int64_t place = 0; place < width / 2; place++) join(from[2 * place], from[2 * place + 1], to + place);
-    if (width % 2 == 1) join(from[width - 1], 0.0f, to + depth - 1);
+    Half *to = static_cast<Half *>(out) + row * padded;
+    for (int64_t place = 0; place < width; place++) to[place] = static_cast<Half>(rounded(from[place]) >> unused);
+    if (padded > width) to[width] = 0;
   }
 }
 
@@ -88,45 +90,124 @@ void store(const Attention &a, int64_t begin, int64_t end) {
   }
 }
 
-// out[head_size] = Σ weights[t] · values[t] / Σ weights, in columns of up to four vectors.
-template <typename Number>
-INLINE void mix(const float *weights, int64_t span, const Number *values, int64_t size, float scale, float *out) {
+// One vector of two: of every four numbers the halves are added, and what that leaves of both vectors lies side by side, one
+// number of each in turns or (TWOS) two.
+template <bool TWOS, int... PLACES>
+INLINE lanes crossed(lanes one, lanes other, Places<PLACES...>) {
+  const lanes first = __builtin_shufflevector(
+      one, other, (((TWOS ? PLACES >> 1 : PLACES) & 1) * LANES + (PLACES & ~3) + ((TWOS ? PLACES : PLACES >> 1) & 1))...);
+  const lanes second = __builtin_shufflevector(
+      one, other, (((TWOS ? PLACES >> 1 : PLACES) & 1) * LANES + (PLACES & ~3) + ((TWOS ? PLACES : PLACES >> 1) & 1) + 2)...);
+  return first + second;
+}
+
+// The totals of KEYS vectors, in the first lanes.
+INLINE lanes totals(const lanes (&sums)[KEYS]) {
+  const Each each{};
+  lanes all = crossed<true>(crossed<false>(sums[0], sums[1], each), crossed<false>(sums[2], sums[3], each), each);
+  if constexpr (LANES > 4) all += swapped<4>(all, each);
+  if constexpr (LANES > 8) all += swapped<8>(all, each);
+  return all;
+}
+
+// scores[COUNT, stride]: the products of queries[COUNT, size] and keys[span, size].
+template <int COUNT, typename Number>
+INLINE void score(const float *queries, const Number *keys, int64_t span, int64_t size, float *scores, int64_t stride) {
+  for (int64_t t = 0; t < span; t += KEYS) {
+    const Number *key[KEYS];
+    // Behind the last key there may be nothing to read.
+    for (int place = 0; place < KEYS; place++) key[place] = keys + (t + place < span ? t + place : span - 1) * size;
+    lanes sums[COUNT][KEYS] = {};
+    int64_t i = 0;
+    for (; i + LANES <= size; i += LANES)
+      for (int place = 0; place < KEYS; place++) {
+        const lanes numbers = load(key[place] + i);
+        for (int head = 0; head < COUNT; head++) sums[head][place] += load(queries + head * size + i) * numbers;
+      }
+    for (int head = 0; head < COUNT; head++) {
+      lanes all = totals(sums[head]);
+      for (int64_t rest = i; rest < size; rest++)
+        for (int place = 0; place < KEYS; place++) all[place] += queries[head * size + rest] * number(key[place][rest]);
+      __builtin_memcpy(scores + head * stride + t, &all, KEYS * sizeof(float));
+    }
+  }
+}
+
+// Columns [i, i + WIDE · LANES) of `mix`.
+template <int COUNT, int WIDE, typename Number>
+INLINE void mix_columns(const float *weights, int64_t stride, const Number *values, int64_t span, int64_t size, int64_t i,
+                        const float *scales, float *out) {
+  lanes sums[COUNT][WIDE] = {};
+  for (int64_t t = 0; t < span; t++)
+    for (int part = 0; part < WIDE; part++) {
+      const lanes numbers = load(values + t * size + i + part * LANES);
+      for (int head = 0; head < COUNT; head++) sums[head][part] += weights[head * stride + t] * numbers;
+    }
+  for (int head = 0; head < COUNT; head++)
+    for (int part = 0; part < WIDE; part++) save(out + head * size + i + part * LANES, sums[head][part] * scales[head]);
+}
+
+// out[COUNT, size]: Σ weights[t] · values[t] times a scale, for COUNT rows of weights.
+template <int COUNT, typename Number>
+INLINE void mix(const float *weights, int64_t stride, const Number *values, int64_t span, int64_t size, const float *scales,
+                float *out) {
   int64_t i = 0;
-  for (; i + 4 * LANES <= size; i += 4 * LANES) {
-    lanes sum[4] = {};
-    for (int64_t t = 0; t < span; t++)
-      for (int part = 0; part < 4; part++) sum[part] += weights[t] * load(values + t * size + i + part * LANES);
-    for (int part = 0; part < 4; part++) save(out + i + part * LANES, sum[part] * scale);
+  for (; i + 4 * LANES <= size; i += 4 * LANES) mix_columns<COUNT, 4>(weights, stride, values, span, size, i, scales, out);
+  for (; i + LANES <= size; i += LANES) mix_columns<COUNT, 1>(weights, stride, values, span, size, i, scales, out);
+  for (; i < size; i++)
+    for (int head = 0; head < COUNT; head++) {
+      float sum = 0.0f;
+      for (int64_t t = 0; t < span; t++) sum += weights[head * stride + t] * number(values[t * size + i]);
+      out[head * size + i] = sum * scales[head];
+    }
+}
+
+int64_t stride_of(int64_t longest) { return longest + PANEL; }
+int64_t attention_scratch(int64_t longest, int64_t head_size) { return HEADS * (head_size + stride_of(longest)); }
+
+// What one token's heads attend to: keys and values [span, head_size] up to its position.
+template <typename Number>
+struct Span {
+  int64_t token;
+  int64_t position;
+  int64_t length;
+  const Number *keys;
+  const Number *values;
+};
+
+// `count` heads from `head` on, at most COUNT.
+template <int COUNT, typename Number>
+INLINE void attend_heads(int64_t count, const Attention &a, const Span<Number> &seen, int64_t head, float *scratch) {
+  if (count < COUNT) {
+    if constexpr (COUNT > 1) attend_heads<COUNT - 1>(count, a, seen, head, scratch);
+    return;
   }
-  for (; i + LANES <= size; i += LANES) {
-    lanes sum = {};
-    for (int64_t t = 0; t < span; t++) sum += weights[t] * load(values + t * size + i);
-    save(out + i, sum * scale);
+  const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(a.head_size));
+  const float *cosine = row_of(a.cosine, seen.position, a.head_size), *sine = row_of(a.sine, seen.position, a.head_size);
+  const int64_t place = (seen.token * a.heads + head) * a.head_size, stride = stride_of(seen.length);
+  float *queries = scratch, *scores = scratch + COUNT * a.head_size, scales[COUNT];
+  for (int each = 0; each < COUNT; each++)
+    turn(a.query + place + each * a.head_size, a.head_size, cosine, sine, scale, queries + each * a.head_size);
+  score<COUNT>(queries, seen.keys, seen.length, a.head_size, scores, stride);
+  for (int each = 0; each < COUNT; each++) {
+    float *here = scores + each * stride;
+    scales[each] = 1.0f / exponentiate(here, seen.length, largest_score(here, seen.length));
   }
-  for (; i < size; i++) {
-    float sum = 0.0f;
-    for (int64_t t = 0; t < span; t++) sum += weights[t] * number(values[t * size + i]);
-    out[i] = sum * scale;
-  }
+  mix<COUNT>(scores, stride, seen.values, seen.length, a.head_size, scales, a.out + place);
 }
 
 template <typename Number>
 void attend(const Attention &a, float *scratch, int64_t begin, int64_t end) {
-  const int64_t group = a.heads / a.kv_heads;
-  const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(a.head_size));
-  const Number *keys = static_cast<const Number *>(a.keys), *values = static_cast<const Number *>(a.values);
-  float *turned = scratch, *scores = scratch + a.head_size;
+  const int64_t group = a.heads / a.kv_heads, parts = (group + HEADS - 1) / HEADS;
   for (int64_t pair = begin; pair < end; pair++) {
     const int64_t token = pair / a.kv_heads, shared = pair % a.kv_heads, last = a.positions[token];
-    const int64_t first = a.window > 0 && last >= a.window ? last - a.window + 1 : 0, span = last - first + 1;
+    const int64_t first = a.window > 0 && last >= a.window ? last - a.window + 1 : 0;
     const int64_t entry = ((a.rows[token] * a.kv_heads + shared) * a.capacity + first) * a.head_size;
-    for (int64_t head = shared * group; head < (shared + 1) * group; head++) {
-      const int64_t place = (token * a.heads + head) * a.head_size;
-      turn(a.query + place, a.head_size, row_of(a.cosine, last, a.head_size), row_of(a.sine, last, a.head_size), scale,
-           turned);
-      for (int64_t t = 0; t < span; t++) scores[t] = dot(turned, keys + entry + t * a.head_size, a.head_size);
-      const float sum = exponentiate(scores, span, largest_score(scores, span));
-      mix(scores, span, values + entry, a.head_size, 1.0f / sum, a.out + place);
+    const Span<Number> seen{token, last, last - first + 1, static_cast<const Number *>(a.keys) + entry,
+                            static_cast<const Number *>(a.values) + entry};
+    for (int64_t part = 0; part < parts; part++) {
+      const int64_t head = group * part / parts, next = group * (part + 1) / parts;
+      attend_heads<HEADS>(next - head, a, seen, shared * group + head, scratch);
     }
   }
 }
@@ -185,8 +266,12 @@ void choose(const float *logits, int64_t width, double temperature, const double
 
 }  // namespace
 
-const Decoding SADDLE_SET(decoding) = {
-    PANEL,           sizeof(Two),   linear<float, float>, linear<uint32_t, Two>, pair, store<float>,
-    store<uint16_t>, attend<float>, attend<uint16_t>,     choose};
+const Decoding SADDLE_SET(decoding) = {PANEL,
+                                       sizeof(Two),
+                                       {linear<float, float>, store<float>, attend<float>},
+                                       {linear<uint32_t, Two>, store<uint16_t>, attend<uint16_t>},
+                                       pair,
+                                       attention_scratch,
+                                       choose};
 
 }  // namespace saddle

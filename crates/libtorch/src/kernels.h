@@ -79,20 +79,24 @@ struct Step {
   float decay;  // what is left of a weight
 };
 
+// What reads weights or a cache that are kept in one format.
+struct Kept {
+  // Panels of a product; `depth` in numbers, or in words.
+  void (*linear)(const Product &, const void *input, int64_t rows, int64_t depth, int64_t begin, int64_t end);
+  // Tokens whose keys and values go into the cache.
+  void (*store)(const Attention &, int64_t begin, int64_t end);
+  // (token, key-value head) pairs; `scratch` has room for `attention_scratch` of the longest row.
+  void (*attend)(const Attention &, float *scratch, int64_t begin, int64_t end);
+};
+
 struct Decoding {
   int64_t panel;
   int64_t pair_bytes;
-  // Panels of a product; `depth` in numbers, or in words.
-  void (*linear_f32)(const Product &, const void *input, int64_t rows, int64_t depth, int64_t begin, int64_t end);
-  void (*linear_bf16)(const Product &, const void *input, int64_t rows, int64_t depth, int64_t begin, int64_t end);
+  Kept f32;
+  Kept bf16;
   // Rows of `width` numbers rounded to bf16, two by two in `pair_bytes`.
   void (*pair)(const float *input, int64_t width, void *out, int64_t begin, int64_t end);
-  // Tokens whose keys and values go into the cache.
-  void (*store_f32)(const Attention &, int64_t begin, int64_t end);
-  void (*store_bf16)(const Attention &, int64_t begin, int64_t end);
-  // (token, key-value head) pairs; `scratch` has room for a head, a row of the cache and a panel.
-  void (*attend_f32)(const Attention &, float *scratch, int64_t begin, int64_t end);
-  void (*attend_bf16)(const Attention &, float *scratch, int64_t begin, int64_t end);
+  int64_t (*attention_scratch)(int64_t longest, int64_t head_size);
   // Rows of logits: the token where the cumulative softmax(logits / temperature) passes the row's uniform number, and its
   // log-probability; at temperature 0 the first of the likeliest, at temperature 1. `masses` has room for a row.
   void (*choose)(const float *logits, int64_t width, double temperature, const double *uniforms, double *masses,

@@ -15,6 +15,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <typeinfo>
@@ -171,13 +172,13 @@ char *saddle_linear(const saddle::Product *products, int64_t count, const float 
     const saddle::Decoding &each = saddle::kernels().decoding;
     const auto panels = [&](const saddle::Product &product) { return (product.outputs + each.panel - 1) / each.panel; };
     const void *numbers = input;
-    std::vector<char> pairs;
+    std::unique_ptr<char[]> pairs;
     if (bf16) {
       const int64_t width = depth;
       depth = (width + 1) / 2;
-      pairs.resize(rows * depth * each.pair_bytes);
-      saddle::share_out(rows, width, [&](int64_t begin, int64_t end) { each.pair(input, width, pairs.data(), begin, end); });
-      numbers = pairs.data();
+      pairs.reset(new char[rows * depth * each.pair_bytes]);
+      saddle::share_out(rows, width, [&](int64_t begin, int64_t end) { each.pair(input, width, pairs.get(), begin, end); });
+      numbers = pairs.get();
     }
     int64_t all = 0;
     for (int64_t index = 0; index < count; index++) all += panels(products[index]);
@@ -186,7 +187,7 @@ char *saddle_linear(const saddle::Product *products, int64_t count, const float 
       for (int64_t index = 0; index < count; index++) {
         const int64_t here = panels(products[index]);
         if (begin < std::min(here, end)) {
-          (bf16 ? each.linear_bf16 : each.linear_f32)(products[index], numbers, rows, depth, begin, std::min(here, end));
+          (bf16 ? each.bf16 : each.f32).linear(products[index], numbers, rows, depth, begin, std::min(here, end));
         }
         begin = std::max<int64_t>(begin - here, 0), end -= here;
       }
@@ -197,14 +198,12 @@ char *saddle_linear(const saddle::Product *products, int64_t count, const float 
 char *saddle_attend(const saddle::Attention *attention, int64_t tokens, int64_t longest, bool bf16) {
   return guarded([&] {
     const saddle::Decoding &each = saddle::kernels().decoding;
+    const saddle::Kept &cache = bf16 ? each.bf16 : each.f32;
     const saddle::Attention &a = *attention;
-    saddle::share_out(tokens, a.kv_heads * a.head_size * 8, [&](int64_t begin, int64_t end) {
-      (bf16 ? each.store_bf16 : each.store_f32)(a, begin, end);
-    });
-    const int64_t group = a.heads / a.kv_heads;
-    saddle::share_out(tokens * a.kv_heads, 4 * longest * group * a.head_size, [&](int64_t begin, int64_t end) {
-      std::vector<float> scratch(a.head_size + longest + each.panel);
-      (bf16 ? each.attend_bf16 : each.attend_f32)(a, scratch.data(), begin, end);
+    saddle::share_out(tokens, a.kv_heads * a.head_size * 8, [&](int64_t begin, int64_t end) { cache.store(a, begin, end); });
+    saddle::share_out(tokens * a.kv_heads, 4 * longest * a.heads / a.kv_heads * a.head_size, [&](int64_t begin, int64_t end) {
+      std::vector<float> scratch(each.attention_scratch(longest, a.head_size));
+      cache.attend(a, scratch.data(), begin, end);
     });
   });
 }

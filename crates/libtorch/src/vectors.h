@@ -26,6 +26,9 @@ constexpr int LANES = SADDLE_LANES;
 constexpr int PANEL = 2 * LANES;
 // As many rows as leave their sums in registers.
 constexpr int ROWS = SADDLE_LANES == 16 ? 12 : 6;
+// Steps of a product's depth a turn of its loop. Wide vectors have work enough in one, and with more of them the compiler runs
+// out of registers.
+constexpr int STEPS = SADDLE_LANES == 16 ? 1 : 4;
 
 typedef float lanes __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 typedef uint32_t words __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
@@ -59,26 +62,32 @@ INLINE float number(uint16_t bits) {
   return value;
 }
 
-// Two inputs of a product with bf16 weights, rounded as those are: one word for the units that multiply words, else two floats.
+// A step of a product's depth is one multiplication of an input and LANES weights.
+template <typename Number>
+constexpr int MULTIPLICATIONS = 1;
+INLINE float factor(float input, int) { return input; }
+INLINE lanes factor(lanes weights, int) { return weights; }
+INLINE void add_product(lanes &sum, float input, lanes weights) { sum += input * weights; }
+
+// With bf16 weights it is that of two inputs, rounded as those are: one word for the units that multiply words, else two floats.
 #ifdef __AVX512BF16__
 typedef uint32_t Two;
+INLINE Two factor(Two inputs, int) { return inputs; }
+INLINE words factor(words weights, int) { return weights; }
+INLINE void add_product(lanes &sum, Two inputs, words weights) {
+  sum = _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(words{} + inputs), reinterpret_cast<__m512bh>(weights));
+}
 #else
 struct Two {
-  float even;
-  float odd;
+  float each[2];
 };
-#endif
-
-// What one step of a product's depth adds to LANES outputs: one input's share, or that of two.
-INLINE void add_product(lanes &sum, float input, lanes weight) { sum += input * weight; }
-INLINE void add_product(lanes &sum, Two input, words weight) {
-#ifdef __AVX512BF16__
-  sum = _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(words{} + input), reinterpret_cast<__m512bh>(weight));
-#else
-  sum += input.even * reinterpret_cast<lanes>(weight << 16);
-  sum += input.odd * reinterpret_cast<lanes>(weight & 0xffff0000u);
-#endif
+template <>
+constexpr int MULTIPLICATIONS<Two> = 2;
+INLINE float factor(Two inputs, int which) { return inputs.each[which]; }
+INLINE lanes factor(words weights, int which) {
+  return reinterpret_cast<lanes>(which == 0 ? weights << 16 : weights & 0xffff0000u);
 }
+#endif
 
 // A matrix of a product, its rows `row` numbers apart and its columns `column`.
 template <typename Number>
@@ -111,17 +120,20 @@ INLINE void tile(Input<Number> input, const Weight *weight, int64_t next, int64_
         const int64_t column = panel * PANEL + half * LANES;
         sum[row][panel][half] = load(sums.begin ? sums.begin + column : sums.numbers + row * sums.width + column);
       }
-#pragma GCC unroll 4
+#pragma GCC unroll STEPS
   for (int64_t place = 0; place < depth; place++) {
     for (int panel = 0; panel < PANELS; panel++) {
       const char *line = ahead + panel * next * static_cast<int64_t>(sizeof(Weight)) + place * pace;
       __builtin_prefetch(line, 0, 2);
       if (PANEL * sizeof(Weight) > 64) __builtin_prefetch(line + 64, 0, 2);
-      const auto low = load(weight + panel * next + place * PANEL);
-      const auto high = load(weight + panel * next + place * PANEL + LANES);
-      for (int row = 0; row < COUNT; row++) {
-        add_product(sum[row][panel][0], input.numbers[row * input.row + place * input.column], low);
-        add_product(sum[row][panel][1], input.numbers[row * input.row + place * input.column], high);
+      const Weight *here = weight + panel * next + place * PANEL;
+      for (int which = 0; which < MULTIPLICATIONS<Number>; which++) {
+        const auto low = factor(load(here), which), high = factor(load(here + LANES), which);
+        for (int row = 0; row < COUNT; row++) {
+          const auto each = factor(input.numbers[row * input.row + place * input.column], which);
+          add_product(sum[row][panel][0], each, low);
+          add_product(sum[row][panel][1], each, high);
+        }
       }
     }
   }
