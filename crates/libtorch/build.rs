@@ -4,10 +4,10 @@ use std::env;
 use std::path::PathBuf;
 
 /// What is compiled against libtorch's headers.
-const SHIM: [&str; 4] = ["shim.cpp", "dispatch.cpp", "layers.cpp", "products.cpp"];
+const SHIM: [&str; 5] = ["shim.cpp", "decoder.cpp", "dispatch.cpp", "layers.cpp", "products.cpp"];
 /// What is compiled once for each instruction set.
 const KERNELS: [&str; 2] = ["decoding.cpp", "training.cpp"];
-const HEADERS: [&str; 5] = ["dispatch.h", "kernels.h", "layers.h", "products.h", "vectors.h"];
+const HEADERS: [&str; 6] = ["decoder.h", "dispatch.h", "kernels.h", "layers.h", "products.h", "vectors.h"];
 
 fn main() {
     println!("cargo:rerun-if-env-changed=LIBTORCH");

@@ -212,6 +212,32 @@ void attend(const Attention &a, float *scratch, int64_t begin, int64_t end) {
   }
 }
 
+void layer_norm(const float *input, const float *weight, const float *bias, double epsilon, int64_t width, float *out,
+                int64_t begin, int64_t end) {
+  const float count = static_cast<float>(width);
+  for (int64_t row = begin; row < end; row++) {
+    const float *from = input + row * width;
+    float *to = out + row * width;
+    const float mean = sum_of(from, width) / count;
+    for (int64_t i = 0; i < width; i++) to[i] = from[i] - mean;
+    const float factor = 1.0f / __builtin_sqrtf(dot(to, to, width) / count + static_cast<float>(epsilon));
+    for (int64_t i = 0; i < width; i++) to[i] = to[i] * factor * weight[i] + bias[i];
+  }
+}
+
+// x / 2 · (1 + tanh y) = x / (1 + e^(−2y)), with y = √(2/π) · (x + 0.044715 x³) (arXiv 1606.08415).
+INLINE lanes gelu(lanes x) { return x / (exponential(x * (x * x * 0.044715f + 1.0f) * -1.5957691216057308f) + 1.0f); }
+
+void gelu(float *numbers, int64_t begin, int64_t end) {
+  int64_t i = begin;
+  for (; i + LANES <= end; i += LANES) save(numbers + i, gelu(load(numbers + i)));
+  for (; i < end; i++) numbers[i] = gelu(lanes{} + numbers[i])[0];
+}
+
+void add(const float *more, float *sums, int64_t begin, int64_t end) {
+  for (int64_t i = begin; i < end; i++) sums[i] += more[i];
+}
+
 // Σ e^((logit − most) · scale).
 INLINE double mass(const float *logits, int64_t count, float most, float scale) {
   lanes sum = {};
@@ -272,6 +298,9 @@ const Decoding SADDLE_SET(decoding) = {PANEL,
                                        {linear<uint32_t, Two>, store<uint16_t>, attend<uint16_t>},
                                        pair,
                                        attention_scratch,
+                                       layer_norm,
+                                       gelu,
+                                       add,
                                        choose};
 
 }  // namespace saddle

@@ -47,7 +47,7 @@ unsafe extern "C" {
         depth: i64,
         bf16: bool,
     ) -> *mut c_char;
-    fn saddle_attend(attention: *const Attention, tokens: i64, longest: i64, bf16: bool) -> *mut c_char;
+    fn saddle_forward(decoder: *const Decoder, tokens: *const Tokens) -> *mut c_char;
     fn saddle_rms_norm(input: *const c_void, weight: *const c_void, epsilon: f64, out: *mut *mut c_void)
     -> *mut c_char;
     fn saddle_swiglu(gate: *const c_void, up: *const c_void, out: *mut *mut c_void) -> *mut c_char;
@@ -110,24 +110,70 @@ pub(crate) struct Product {
     pub(crate) outputs: i64,
 }
 
-/// `Attention` of `kernels.h`.
+/// `Matrix` of `decoder.h`.
 #[repr(C)]
-pub(crate) struct Attention {
-    pub(crate) query: *const f32,
-    pub(crate) key: *const f32,
-    pub(crate) value: *const f32,
+pub(crate) struct Matrix {
+    pub(crate) weight: *const c_void,
+    pub(crate) bias: *const f32,
+    pub(crate) outputs: i64,
+}
+
+/// `Norm` of `decoder.h`.
+#[repr(C)]
+pub(crate) struct Norm {
+    pub(crate) weight: *const f32,
+    pub(crate) bias: *const f32,
+    pub(crate) epsilon: f64,
+}
+
+/// `Block` of `decoder.h`.
+#[repr(C)]
+pub(crate) struct Block {
+    pub(crate) attention_norm: Norm,
+    pub(crate) query: Matrix,
+    pub(crate) key: Matrix,
+    pub(crate) value: Matrix,
+    pub(crate) query_norm: Norm,
+    pub(crate) key_norm: Norm,
+    pub(crate) output: Matrix,
+    pub(crate) feed_forward_norm: Norm,
+    pub(crate) gate: Matrix,
+    pub(crate) up: Matrix,
+    pub(crate) down: Matrix,
     pub(crate) keys: *mut c_void,
     pub(crate) values: *mut c_void,
-    pub(crate) rows: *const i64,
-    pub(crate) positions: *const i64,
+}
+
+/// `Decoder` of `decoder.h`.
+#[repr(C)]
+pub(crate) struct Decoder {
+    pub(crate) blocks: *const Block,
+    pub(crate) count: i64,
+    pub(crate) norm: Norm,
     pub(crate) cosine: *const f32,
     pub(crate) sine: *const f32,
-    pub(crate) out: *mut f32,
+    pub(crate) width: i64,
+    pub(crate) inner: i64,
     pub(crate) heads: i64,
     pub(crate) kv_heads: i64,
     pub(crate) head_size: i64,
     pub(crate) capacity: i64,
     pub(crate) window: i64,
+    pub(crate) bf16_weights: bool,
+    pub(crate) bf16_cache: bool,
+}
+
+/// `Tokens` of `decoder.h`.
+#[repr(C)]
+pub(crate) struct Tokens {
+    pub(crate) hidden: *mut f32,
+    pub(crate) rows: *const i64,
+    pub(crate) positions: *const i64,
+    pub(crate) count: i64,
+    pub(crate) longest: i64,
+    pub(crate) wanted: *const i64,
+    pub(crate) wanted_count: i64,
+    pub(crate) out: *mut f32,
 }
 
 /// Takes over a string from the shim; `None` for null.
@@ -316,7 +362,7 @@ pub(crate) fn cpu_has_bf16_units() -> bool {
     unsafe { saddle_bf16_units() }
 }
 
-/// Each product's `[rows, outputs]` from `input` `[rows, depth]`. The caller, [`crate::kernels`], has checked that every
+/// Each product's `[rows, outputs]` from `input` `[rows, depth]`. The caller, [`crate::kernels`] or [`crate::decoder`], has checked that every
 /// pointer is to a contiguous CPU tensor of the size that `kernels.h` names, that lives beyond the call, and that no
 /// other tensor shares the memory of an `out`.
 pub(crate) fn linear(
@@ -331,11 +377,11 @@ pub(crate) fn linear(
     checked("a product", unsafe { saddle_linear(products.as_ptr(), count, input, rows, depth, bf16) })
 }
 
-/// Attention of `tokens` tokens, none of which stands at or beyond position `longest`, over a cache in bfloat16 or in float32.
-/// Pointers are as [`linear`] says, and each token's row and position lie within the cache.
-pub(crate) fn attend(attention: &Attention, tokens: i64, longest: i64, bf16: bool) -> Result<(), LibtorchError> {
-    // SAFETY: the pointers and indices are as the caller has checked; the shim writes `keys`, `values` and `out` only.
-    checked("attention", unsafe { saddle_attend(attention, tokens, longest, bf16) })
+/// A decoder's forward pass. Pointers are as [`linear`] says, those of `hidden`, `out` and each layer's `keys` and `values` to memory
+/// that nothing else shares; each token's row and position lie within the cache, each wanted one among the tokens.
+pub(crate) fn forward(decoder: &Decoder, tokens: &Tokens) -> Result<(), LibtorchError> {
+    // SAFETY: the pointers and indices are as the caller has checked; the shim writes `hidden`, `out` and the cache only.
+    checked("a forward pass", unsafe { saddle_forward(decoder, tokens) })
 }
 
 /// `logits` is `[rows, width]`, neither of them zero, and as [`linear`] says; `uniforms` has a number for each row. Tokens and

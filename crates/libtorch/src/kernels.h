@@ -97,6 +97,13 @@ struct Decoding {
   // Rows of `width` numbers rounded to bf16, two by two in `pair_bytes`.
   void (*pair)(const float *input, int64_t width, void *out, int64_t begin, int64_t end);
   int64_t (*attention_scratch)(int64_t longest, int64_t head_size);
+  // Rows of (x − mean(x)) / deviation(x) · weight + bias.
+  void (*layer_norm)(const float *input, const float *weight, const float *bias, double epsilon, int64_t width, float *out,
+                     int64_t begin, int64_t end);
+  // Elements become gelu(x), in its form with a tangent.
+  void (*gelu)(float *numbers, int64_t begin, int64_t end);
+  // Elements of `more` are added to those of `sums`.
+  void (*add)(const float *more, float *sums, int64_t begin, int64_t end);
   // Rows of logits: the token where the cumulative softmax(logits / temperature) passes the row's uniform number, and its
   // log-probability; at temperature 0 the first of the likeliest, at temperature 1. `masses` has room for a row.
   void (*choose)(const float *logits, int64_t width, double temperature, const double *uniforms, double *masses,

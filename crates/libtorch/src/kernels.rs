@@ -1,6 +1,6 @@
-//! Kernels of decoding on a CPU, which libtorch has no fast form of: products of few rows with packed weights, attention
-//! over a cache and the choice of tokens; and the optimiser's step. Tensors are contiguous, on the CPU and, where nothing else
-//! is said, float32; nothing records gradients.
+//! Kernels of decoding on a CPU, which libtorch has no fast form of: products of few rows with packed weights and the choice of
+//! tokens; and the optimiser's step. Tensors are contiguous, on the CPU and, where nothing else is said, float32; nothing
+//! records gradients.
 //!
 //! A thin product takes as long as reading its weights. Here they are read once, in order, in the layout that registers
 //! want; stored as bfloat16 they are half as long, and so are the inputs, which are rounded too: products of a processor's
@@ -8,6 +8,7 @@
 //! that does not depend on what else is computed beside it: a row's result is the same, to the bit, in any batch.
 
 use crate::{LibtorchError, ffi};
+use std::ffi::c_void;
 use std::ptr;
 use tch::{Device, Kind, Tensor};
 
@@ -18,8 +19,8 @@ pub struct PackedWeight {
     panels: Tensor,
     /// `[panels · panel]`.
     bias: Option<Tensor>,
-    inputs: i64,
-    outputs: i64,
+    pub(crate) inputs: i64,
+    pub(crate) outputs: i64,
 }
 
 impl PackedWeight {
@@ -53,6 +54,17 @@ impl PackedWeight {
             .transpose()?;
         Ok(Self { panels, bias, inputs, outputs })
     }
+
+    /// What its numbers are kept as.
+    pub(crate) fn kind(&self) -> Kind {
+        self.panels.kind()
+    }
+
+    /// The panels, and the bias or null.
+    pub(crate) fn pointers(&self) -> (*const c_void, *const f32) {
+        let bias = self.bias.as_ref().map_or(ptr::null(), |bias| bias.data_ptr().cast::<f32>().cast_const());
+        (self.panels.data_ptr(), bias)
+    }
 }
 
 /// input · weightᵀ + bias for each of `weights`, which are all of one kind: `[rows, outputs]` from `input` `[rows, inputs]`,
@@ -63,10 +75,10 @@ impl PackedWeight {
 pub fn linear(weights: &[&PackedWeight], input: &Tensor) -> Result<Vec<Tensor>, LibtorchError> {
     let _guard = tch::no_grad_guard();
     let Some(first) = weights.first() else { return Ok(Vec::new()) };
-    let (depth, kind) = (first.inputs, first.panels.kind());
+    let (depth, kind) = (first.inputs, first.kind());
     let rows = input.size().first().copied().unwrap_or(0);
     require(input, &[rows, depth])?;
-    if weights.iter().any(|weight| weight.inputs != depth || weight.panels.kind() != kind) {
+    if weights.iter().any(|weight| weight.inputs != depth || weight.kind() != kind) {
         return Err(operand("weights of one product differ in inputs or kind".to_owned()));
     }
     let outputs = weights
@@ -76,100 +88,13 @@ pub fn linear(weights: &[&PackedWeight], input: &Tensor) -> Result<Vec<Tensor>, 
     let products: Vec<_> = weights
         .iter()
         .zip(&outputs)
-        .map(|(weight, out)| ffi::Product {
-            weight: weight.panels.data_ptr(),
-            bias: weight.bias.as_ref().map_or(ptr::null(), |bias| bias.data_ptr().cast()),
-            out: out.data_ptr().cast(),
-            outputs: weight.outputs,
+        .map(|(packed, out)| {
+            let (weight, bias) = packed.pointers();
+            ffi::Product { weight, bias, out: out.data_ptr().cast(), outputs: packed.outputs }
         })
         .collect();
     ffi::linear(&products, input.data_ptr().cast(), rows, depth, kind == Kind::BFloat16)?;
     Ok(outputs)
-}
-
-/// Where tokens stand in a cache, and how they see it.
-#[derive(Debug)]
-pub struct Placement<'a> {
-    /// Row of the cache of each token.
-    pub rows: &'a [i64],
-    /// Position in that row of each token.
-    pub positions: &'a [i64],
-    /// Cosine and sine of the rotary positions, `[positions, head_size]` each with halves repeated, where there are any.
-    pub rotary: Option<(&'a Tensor, &'a Tensor)>,
-    /// How many tokens a token sees, itself included, where that is limited.
-    pub window: Option<i64>,
-}
-
-/// Puts the `key` and `value` `[tokens, kv_heads · head_size]` of tokens into the cache `keys` and `values` `[rows, kv_heads,
-/// capacity, head_size]`, both float32 or both bfloat16, which they are rounded to then, and gives what each token takes from its row up to itself: softmax(q kᵀ / √head_size) v,
-/// `[tokens, heads · head_size]`. Queries and keys are turned here; in the cache are turned keys. Tokens of one row are all
-/// stored before any is attended to.
-///
-/// # Errors
-/// [`LibtorchError::Operand`] if shapes or kinds do not fit, or a token stands outside the cache.
-pub fn attend(
-    (query, key, value): (&Tensor, &Tensor, &Tensor),
-    (keys, values): (&mut Tensor, &mut Tensor),
-    place: &Placement<'_>,
-) -> Result<Tensor, LibtorchError> {
-    let _guard = tch::no_grad_guard();
-    let [rows, kv_heads, capacity, head_size] = keys.size()[..] else {
-        return Err(operand(format!("a cache has the shape {:?}", keys.size())));
-    };
-    let tokens = place.rows.len() as i64;
-    let width = query.size().last().copied().unwrap_or(0);
-    let heads = width / head_size.max(1);
-    let group = heads / kv_heads.max(1);
-    require(query, &[tokens, group * kv_heads * head_size])?;
-    for each in [key, value] {
-        require(each, &[tokens, kv_heads * head_size])?;
-    }
-    let kind = keys.kind();
-    if !matches!(kind, Kind::Float | Kind::BFloat16) {
-        return Err(operand(format!("a cache is Float or BFloat16, not {kind:?}")));
-    }
-    for each in [&*keys, &*values] {
-        require_kind(each, &[rows, kv_heads, capacity, head_size], kind)?;
-    }
-    let within = |indices: &[i64], limit: i64| indices.iter().all(|index| (0..limit).contains(index));
-    if place.positions.len() != place.rows.len()
-        || !within(place.rows, rows)
-        || !within(place.positions, capacity)
-        || place.window.is_some_and(|window| window < 1)
-    {
-        return Err(operand("a token stands outside the cache".to_owned()));
-    }
-    let longest = place.positions.iter().max().map_or(0, |last| last + 1);
-    let (mut cosine, mut sine) = (ptr::null(), ptr::null());
-    if let Some((cosines, sines)) = place.rotary {
-        let known = cosines.size().first().copied().unwrap_or(0);
-        if known < longest || head_size % 2 != 0 {
-            return Err(operand(format!("position {} of {known} rotary ones", longest - 1)));
-        }
-        require(cosines, &[known, head_size])?;
-        require(sines, &[known, head_size])?;
-        (cosine, sine) = (cosines.data_ptr().cast(), sines.data_ptr().cast());
-    }
-    let out = Tensor::f_empty([tokens, width], (Kind::Float, Device::Cpu))?;
-    let attention = ffi::Attention {
-        query: query.data_ptr().cast(),
-        key: key.data_ptr().cast(),
-        value: value.data_ptr().cast(),
-        keys: keys.data_ptr(),
-        values: values.data_ptr(),
-        rows: place.rows.as_ptr(),
-        positions: place.positions.as_ptr(),
-        cosine,
-        sine,
-        out: out.data_ptr().cast(),
-        heads,
-        kv_heads,
-        head_size,
-        capacity,
-        window: place.window.unwrap_or(0),
-    };
-    ffi::attend(&attention, tokens, longest, kind == Kind::BFloat16)?;
-    Ok(out)
 }
 
 /// For each row of `logits` `[rows, vocabulary]` the token at which the cumulative softmax(logits / `temperature`) passes the
@@ -237,11 +162,11 @@ pub fn adamw(
 }
 
 /// Refuses a tensor that the kernels cannot read as float32 of `shape`.
-fn require(tensor: &Tensor, shape: &[i64]) -> Result<(), LibtorchError> {
+pub(crate) fn require(tensor: &Tensor, shape: &[i64]) -> Result<(), LibtorchError> {
     require_kind(tensor, shape, Kind::Float)
 }
 
-fn require_kind(tensor: &Tensor, shape: &[i64], kind: Kind) -> Result<(), LibtorchError> {
+pub(crate) fn require_kind(tensor: &Tensor, shape: &[i64], kind: Kind) -> Result<(), LibtorchError> {
     let fits =
         tensor.size() == shape && tensor.kind() == kind && tensor.device() == Device::Cpu && tensor.is_contiguous();
     if fits {
@@ -255,6 +180,6 @@ fn require_kind(tensor: &Tensor, shape: &[i64], kind: Kind) -> Result<(), Libtor
     )))
 }
 
-fn operand(message: String) -> LibtorchError {
+pub(crate) fn operand(message: String) -> LibtorchError {
     LibtorchError::Operand { message }
 }

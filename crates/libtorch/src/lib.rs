@@ -1,12 +1,13 @@
 //! What `tch` lacks, by a thin C++ shim over libtorch: loading CUDA at run time, intra-op threads per thread,
-//! deterministic algorithms, streams, what the loaded library is, [`kernels`] for decoding on a CPU, [`layers`] for training
-//! on one, and [`products`] for both and elsewhere.
+//! deterministic algorithms, streams, what the loaded library is, a [`decoder`] and its [`kernels`] for decoding on a CPU, [`layers`]
+//! for training on one, and [`products`] for both and elsewhere.
 //!
 //! The shim is a few C++ files, compiled against the libtorch that `make setup` fetched, and one `unsafe` Rust file; the
 //! kernels are two more, `decoding.cpp` and `training.cpp`, compiled once for each instruction set. C++ exceptions are caught
 //! at the border and become [`LibtorchError`].
 
 mod cuda;
+pub mod decoder;
 mod error;
 mod ffi;
 pub mod kernels;

@@ -15,12 +15,12 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
-#include <memory>
 #include <stdexcept>
 #include <string>
 #include <typeinfo>
 #include <vector>
 
+#include "decoder.h"
 #include "dispatch.h"
 #include "layers.h"
 #include "products.h"
@@ -168,44 +168,11 @@ int64_t saddle_panel() { return saddle::kernels().decoding.panel; }
 
 char *saddle_linear(const saddle::Product *products, int64_t count, const float *input, int64_t rows, int64_t depth,
                     bool bf16) {
-  return guarded([&] {
-    const saddle::Decoding &each = saddle::kernels().decoding;
-    const auto panels = [&](const saddle::Product &product) { return (product.outputs + each.panel - 1) / each.panel; };
-    const void *numbers = input;
-    std::unique_ptr<char[]> pairs;
-    if (bf16) {
-      const int64_t width = depth;
-      depth = (width + 1) / 2;
-      pairs.reset(new char[rows * depth * each.pair_bytes]);
-      saddle::share_out(rows, width, [&](int64_t begin, int64_t end) { each.pair(input, width, pairs.get(), begin, end); });
-      numbers = pairs.get();
-    }
-    int64_t all = 0;
-    for (int64_t index = 0; index < count; index++) all += panels(products[index]);
-    // With few rows the time is that of reading the weights: as long as that of four rows' multiplications.
-    saddle::share_out(all, depth * each.panel * std::max<int64_t>(rows, 4), [&](int64_t begin, int64_t end) {
-      for (int64_t index = 0; index < count; index++) {
-        const int64_t here = panels(products[index]);
-        if (begin < std::min(here, end)) {
-          (bf16 ? each.bf16 : each.f32).linear(products[index], numbers, rows, depth, begin, std::min(here, end));
-        }
-        begin = std::max<int64_t>(begin - here, 0), end -= here;
-      }
-    });
-  });
+  return guarded([&] { saddle::linear(products, count, input, rows, depth, bf16); });
 }
 
-char *saddle_attend(const saddle::Attention *attention, int64_t tokens, int64_t longest, bool bf16) {
-  return guarded([&] {
-    const saddle::Decoding &each = saddle::kernels().decoding;
-    const saddle::Kept &cache = bf16 ? each.bf16 : each.f32;
-    const saddle::Attention &a = *attention;
-    saddle::share_out(tokens, a.kv_heads * a.head_size * 8, [&](int64_t begin, int64_t end) { cache.store(a, begin, end); });
-    saddle::share_out(tokens * a.kv_heads, 4 * longest * a.heads / a.kv_heads * a.head_size, [&](int64_t begin, int64_t end) {
-      std::vector<float> scratch(each.attention_scratch(longest, a.head_size));
-      cache.attend(a, scratch.data(), begin, end);
-    });
-  });
+char *saddle_forward(const saddle::Decoder *decoder, const saddle::Tokens *tokens) {
+  return guarded([&] { saddle::forward(*decoder, *tokens); });
 }
 
 char *saddle_rms_norm(const void *input, const void *weight, double epsilon, void **out) {

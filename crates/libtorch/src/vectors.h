@@ -202,6 +202,15 @@ INLINE float dot(const float *one, const Number *other, int64_t length) {
   return rest;
 }
 
+INLINE float sum_of(const float *numbers, int64_t length) {
+  lanes sum = {};
+  int64_t place = 0;
+  for (; place + LANES <= length; place += LANES) sum += load(numbers + place);
+  float rest = total(sum);
+  for (; place < length; place++) rest += numbers[place];
+  return rest;
+}
+
 // e^x to 2 units in the last place: 2^n · e^r with |r| ≤ ln 2 / 2 and Cephes' polynomial. Below −87, what −87 gives; NaN stays.
 INLINE lanes exponential(lanes x) {
   x = x < -87.0f ? lanes{} - 87.0f : x;

@@ -1,7 +1,7 @@
 //! The key-value cache of a decoding batch: one row a sequence, rows packed at the front.
 
 use crate::{DecoderConfig, LmError};
-use saddle_libtorch::kernels::{self, Placement};
+use saddle_libtorch::decoder::Layer;
 use tch::{Device, Kind, Tensor};
 
 /// Keys and values of every layer, each `[rows, kv_heads, capacity, head_size]`.
@@ -100,16 +100,9 @@ impl KvCache {
         Ok((append(&self.keys[layer], key)?, append(&self.values[layer], value)?))
     }
 
-    /// Stores one layer's keys and values of tokens, and gives what each takes from its row: see [`kernels::attend`].
-    pub(crate) fn attend(
-        &mut self,
-        layer: usize,
-        new: (&Tensor, &Tensor, &Tensor),
-        (rows, positions): (&[i64], &[i64]),
-        rotary: Option<(&Tensor, &Tensor)>,
-    ) -> Result<Tensor, LmError> {
-        let place = Placement { rows, positions, rotary, window: self.window };
-        Ok(kernels::attend(new, (&mut self.keys[layer], &mut self.values[layer]), &place)?)
+    /// Each layer's keys and values.
+    pub(crate) fn layers(&mut self) -> Vec<Layer<'_>> {
+        self.keys.iter_mut().zip(&mut self.values).collect()
     }
 
     /// Copies the first `length` entries of row `from` over row `to`.

@@ -2,6 +2,7 @@
 
 use crate::trunk::PackedTrunk;
 use crate::{KvCache, LmError, Policy, Precision, Sequences};
+use saddle_libtorch::decoder::Places;
 use saddle_libtorch::kernels::{self, PackedWeight};
 use tch::{Device, Tensor};
 
@@ -103,8 +104,8 @@ impl DecodingWeights {
             positions.extend(*known as i64..all.len() as i64);
             last.push(tokens.len() as i64 - 1);
         }
-        let last = Tensor::f_from_slice(&last)?;
-        self.policy.trunk().forward_packed(&packed.trunk, &tokens, (&rows, &positions), Some(&last), cache)
+        let places = Places { rows: &rows, positions: &positions, wanted: Some(&last) };
+        self.policy.trunk().forward_packed(&packed.trunk, &tokens, &places, cache)
     }
 
     fn read_plain(&self, entrants: &[Entrant<'_>], cache: &mut KvCache) -> Result<Tensor, LmError> {
@@ -129,7 +130,8 @@ impl DecodingWeights {
         let hidden = match &self.packed {
             Some(packed) => {
                 let rows: Vec<i64> = (0..tokens.len() as i64).collect();
-                trunk.forward_packed(&packed.trunk, tokens, (&rows, positions), None, cache)?
+                let places = Places { rows: &rows, positions, wanted: None };
+                trunk.forward_packed(&packed.trunk, tokens, &places, cache)?
             }
             None => {
                 let step = cache.step(positions)?;

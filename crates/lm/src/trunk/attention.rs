@@ -10,7 +10,7 @@ use tch::{Device, Kind, Tensor};
 pub(super) struct Attention {
     input: Projection,
     /// Norms of query and key heads (Qwen3).
-    norms: Option<(Norm, Norm)>,
+    pub(super) norms: Option<(Norm, Norm)>,
     pub(super) output: Linear,
     heads: i64,
     head_size: i64,
@@ -84,7 +84,7 @@ impl Attention {
 
     /// Queries, keys and values of `input` `[tokens, hidden]`.
     pub(super) fn project(&self, input: &Tensor) -> Result<Heads, LmError> {
-        let [query, key, value] = match &self.input {
+        let [mut query, mut key, value] = match &self.input {
             Projection::Separate { query, key, value } => Linear::apply_each([query, key, value], input)?,
             Projection::Fused(all) => {
                 let all = all.apply(input)?;
@@ -93,11 +93,6 @@ impl Attention {
                 [part(0)?, part(1)?, part(2)?]
             }
         };
-        self.heads(query, key, value)
-    }
-
-    /// Projections with the heads of queries and keys normed, where they are.
-    pub(super) fn heads(&self, mut query: Tensor, mut key: Tensor, value: Tensor) -> Result<Heads, LmError> {
         if let Some((query_norm, key_norm)) = &self.norms {
             for (heads, norm) in [(&mut query, query_norm), (&mut key, key_norm)] {
                 *heads = norm.apply(&heads.f_reshape([-1, self.head_size])?)?.f_view_as(heads)?;

@@ -3,7 +3,7 @@
 use crate::lora::Adapter;
 use crate::{Architecture, DecoderConfig, LmError, Parameters, Precision};
 use saddle_libtorch::kernels::PackedWeight;
-use saddle_libtorch::layers;
+use saddle_libtorch::{decoder, layers};
 use tch::{Device, Kind, Tensor, no_grad_guard};
 
 /// x Wᵀ + b, and what an adapter adds.
@@ -103,6 +103,11 @@ impl Norm {
             bias: centred.then(|| parameters.in_float(&format!("{name}.bias"))).transpose()?,
             epsilon: config.rms_norm_eps,
         })
+    }
+
+    /// As the decoder for CPUs takes it.
+    pub(super) fn view(&self) -> decoder::Norm<'_> {
+        decoder::Norm { weight: &self.weight, bias: self.bias.as_ref(), epsilon: self.epsilon }
     }
 
     /// Norms the last dimension.
