@@ -223,7 +223,8 @@ impl Block<'_> {
 
 impl Norm<'_> {
     fn checked(&self, width: i64) -> Result<ffi::Norm, LibtorchError> {
-        let pointer = |tensor: &Tensor| require(tensor, &[width]).map(|()| tensor.data_ptr().cast::<f32>().cast_const());
+        let pointer =
+            |tensor: &Tensor| require(tensor, &[width]).map(|()| tensor.data_ptr().cast::<f32>().cast_const());
         let bias = self.bias.map(pointer).transpose()?.unwrap_or(ptr::null());
         Ok(ffi::Norm { weight: pointer(self.weight)?, bias, epsilon: self.epsilon })
     }

@@ -51,10 +51,11 @@ INLINE void block(const Product &product, const Number *input, int64_t row, int6
 template <typename Weight, typename Number>
 void linear(const Product &product, const void *input, int64_t rows, int64_t depth, int64_t begin, int64_t end) {
   const Number *from = static_cast<const Number *>(input);
-  int64_t panel = begin;
-  for (; rows <= FEW_ROWS && panel + 2 <= end; panel += 2) block<FEW_ROWS, 2, Weight>(product, from, 0, rows, depth, panel);
-  for (; panel < end; panel++)
-    for (int64_t row = 0; row < rows; row += BLOCK_ROWS)
+  int64_t first = begin;
+  for (; rows <= FEW_ROWS && first + 2 <= end; first += 2) block<FEW_ROWS, 2, Weight>(product, from, 0, rows, depth, first);
+  // The rows of a block stay in the second-level cache while the panels pass by.
+  for (int64_t row = 0; row < rows; row += BLOCK_ROWS)
+    for (int64_t panel = first; panel < end; panel++)
       block<ROWS, 1, Weight>(product, from, row, rows - row < BLOCK_ROWS ? rows - row : BLOCK_ROWS, depth, panel);
 }
 
@@ -101,23 +102,30 @@ INLINE lanes crossed(lanes one, lanes other, Places<PLACES...>) {
   return first + second;
 }
 
-// The totals of KEYS vectors, in the first lanes.
-INLINE lanes totals(const lanes (&sums)[KEYS]) {
+// The totals of four vectors, in the first lanes.
+INLINE lanes totals(lanes first, lanes second, lanes third, lanes fourth) {
   const Each each{};
-  lanes all = crossed<true>(crossed<false>(sums[0], sums[1], each), crossed<false>(sums[2], sums[3], each), each);
+  lanes all = crossed<true>(crossed<false>(first, second, each), crossed<false>(third, fourth, each), each);
   if constexpr (LANES > 4) all += swapped<4>(all, each);
   if constexpr (LANES > 8) all += swapped<8>(all, each);
   return all;
 }
 
-// scores[COUNT, stride]: the products of queries[COUNT, size] and keys[span, size].
+// scores[COUNT, stride]: the products of queries[COUNT, size] and keys[span, size]. The values, which are needed next, are asked for
+// on the way.
 template <int COUNT, typename Number>
-INLINE void score(const float *queries, const Number *keys, int64_t span, int64_t size, float *scores, int64_t stride) {
+INLINE void score(const float *queries, const Number *keys, const Number *values, int64_t span, int64_t size, float *scores,
+                  int64_t stride) {
   for (int64_t t = 0; t < span; t += KEYS) {
     const Number *key[KEYS];
     // Behind the last key there may be nothing to read.
     for (int place = 0; place < KEYS; place++) key[place] = keys + (t + place < span ? t + place : span - 1) * size;
-    lanes sums[COUNT][KEYS] = {};
+    const char *ahead = reinterpret_cast<const char *>(values + t * size);
+    for (int64_t place = 0; place < KEYS * size * static_cast<int64_t>(sizeof(Number)); place += 64)
+      __builtin_prefetch(ahead + place, 0, 3);
+    lanes sums[COUNT][KEYS];
+    for (int head = 0; head < COUNT; head++)
+      for (int place = 0; place < KEYS; place++) sums[head][place] = lanes{};
     int64_t i = 0;
     for (; i + LANES <= size; i += LANES)
       for (int place = 0; place < KEYS; place++) {
@@ -125,7 +133,7 @@ INLINE void score(const float *queries, const Number *keys, int64_t span, int64_
         for (int head = 0; head < COUNT; head++) sums[head][place] += load(queries + head * size + i) * numbers;
       }
     for (int head = 0; head < COUNT; head++) {
-      lanes all = totals(sums[head]);
+      lanes all = totals(sums[head][0], sums[head][1], sums[head][2], sums[head][3]);
       for (int64_t rest = i; rest < size; rest++)
         for (int place = 0; place < KEYS; place++) all[place] += queries[head * size + rest] * number(key[place][rest]);
       __builtin_memcpy(scores + head * stride + t, &all, KEYS * sizeof(float));
@@ -137,7 +145,9 @@ INLINE void score(const float *queries, const Number *keys, int64_t span, int64_
 template <int COUNT, int WIDE, typename Number>
 INLINE void mix_columns(const float *weights, int64_t stride, const Number *values, int64_t span, int64_t size, int64_t i,
                         const float *scales, float *out) {
-  lanes sums[COUNT][WIDE] = {};
+  lanes sums[COUNT][WIDE];
+  for (int head = 0; head < COUNT; head++)
+    for (int part = 0; part < WIDE; part++) sums[head][part] = lanes{};
   for (int64_t t = 0; t < span; t++)
     for (int part = 0; part < WIDE; part++) {
       const lanes numbers = load(values + t * size + i + part * LANES);
@@ -188,7 +198,7 @@ INLINE void attend_heads(int64_t count, const Attention &a, const Span<Number> &
   float *queries = scratch, *scores = scratch + COUNT * a.head_size, scales[COUNT];
   for (int each = 0; each < COUNT; each++)
     turn(a.query + place + each * a.head_size, a.head_size, cosine, sine, scale, queries + each * a.head_size);
-  score<COUNT>(queries, seen.keys, seen.length, a.head_size, scores, stride);
+  score<COUNT>(queries, seen.keys, seen.values, seen.length, a.head_size, scores, stride);
   for (int each = 0; each < COUNT; each++) {
     float *here = scores + each * stride;
     scales[each] = 1.0f / exponentiate(here, seen.length, largest_score(here, seen.length));

@@ -4,9 +4,9 @@ mod common;
 
 use common::{check, numbers};
 use rstest::rstest;
-use saddle_libtorch::kernels::{PackedWeight, Placement, attend, choose, linear};
+use saddle_libtorch::kernels::{PackedWeight, choose, linear};
 use saddle_libtorch::{LibtorchError, set_threads};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 #[test]
 fn narrower_instruction_sets_pass_the_same_tests() {
@@ -43,74 +43,6 @@ fn a_row_has_the_same_bits_in_any_batch_and_on_any_number_of_threads(
         let part = linear(&[&weight], &input.narrow(0, 40 - rows, rows)).unwrap().remove(0);
         assert!(part.equal(&whole.narrow(0, 40 - rows, rows)), "{rows} rows");
     }
-}
-
-fn turned(heads: &Tensor, cosine: &Tensor, sine: &Tensor) -> Tensor {
-    let half = heads.size()[2] / 2;
-    let swapped = Tensor::cat(&[-heads.narrow(2, half, half), heads.narrow(2, 0, half)], 2);
-    heads * cosine.unsqueeze(1) + swapped * sine.unsqueeze(1)
-}
-
-/// Two rows of 9 and 4 tokens; the last tokens of the first are attended to after the others were stored. What is attended to
-/// is what the cache keeps of turned keys and of values.
-#[rstest]
-fn cached_attention_is_that_of_whole_sequences(
-    #[values(Kind::Float, Kind::BFloat16)] kept: Kind,
-    #[values(4, 6, 16, 40, 64)] head_size: i64,
-    #[values((4, 4), (6, 2), (3, 1))] (heads, kv_heads): (i64, i64),
-    #[values(None, Some(3))] window: Option<i64>,
-    #[values(false, true)] rotary: bool,
-) {
-    let (cosine, sine) = (numbers(&[12, head_size], 7.0), numbers(&[12, head_size], 8.0));
-    let tables = rotary.then_some((&cosine, &sine));
-    let cache = || Tensor::zeros([3, kv_heads, 10, head_size], (kept, Device::Cpu));
-    let (mut keys, mut values) = (cache(), cache());
-    for (row, length, seed) in [(0, 9, 1.0), (2, 4, 2.0)] {
-        let query = numbers(&[length, heads * head_size], seed);
-        let key = numbers(&[length, kv_heads * head_size], seed + 10.0);
-        let value = numbers(&[length, kv_heads * head_size], seed + 20.0);
-        let mut parts = Vec::new();
-        for (start, count) in [(0, length - 2), (length - 2, 2)] {
-            let (rows, positions) = (vec![row; count as usize], (start..start + count).collect::<Vec<_>>());
-            let place = Placement { rows: &rows, positions: &positions, rotary: tables, window };
-            let part = |whole: &Tensor| whole.narrow(0, start, count);
-            let new = (&part(&query), &part(&key), &part(&value));
-            parts.push(attend(new, (&mut keys, &mut values), &place).unwrap());
-        }
-        let split = |whole: &Tensor, heads: i64| whole.view([length, heads, head_size]);
-        let turn = |heads: Tensor| match rotary {
-            true => turned(&heads, &cosine.narrow(0, 0, length), &sine.narrow(0, 0, length)),
-            false => heads,
-        };
-        let round = |tensor: Tensor| tensor.to_kind(kept).to_kind(Kind::Float);
-        let batched = |tensor: Tensor| tensor.transpose(0, 1).unsqueeze(0);
-        let seen = Tensor::ones([length, length], (Kind::Bool, Device::Cpu)).tril(0);
-        let seen = window.map_or(seen.shallow_clone(), |window| seen.triu(1 - window));
-        let expected = Tensor::scaled_dot_product_attention(
-            &batched(turn(split(&query, heads))),
-            &batched(round(turn(split(&key, kv_heads)))),
-            &batched(round(split(&value, kv_heads))),
-            Some(&seen),
-            0.0,
-            false,
-            None,
-            heads != kv_heads,
-        );
-        let expected = expected.squeeze_dim(0).transpose(0, 1).reshape([length, heads * head_size]);
-        // A turned key that differs in its last bit may be rounded to bfloat16's next number.
-        let tolerance = if kept == Kind::Float { 5e-6 } else { 5e-3 };
-        check("attention", &Tensor::cat(&parts, 0), &expected, tolerance);
-    }
-}
-
-#[test]
-fn large_scores_do_not_overflow() {
-    let big = Tensor::full([1, 8], 1e4, (Kind::Float, Device::Cpu));
-    let mut cache = [0, 1].map(|_| Tensor::zeros([1, 1, 1, 8], (Kind::Float, Device::Cpu)));
-    let [keys, values] = &mut cache;
-    let place = Placement { rows: &[0], positions: &[0], rotary: None, window: None };
-    let found = attend((&big, &big, &big), (keys, values), &place).unwrap();
-    check("the only token", &found, &big, 0.0);
 }
 
 #[rstest]
@@ -168,16 +100,4 @@ fn what_a_kernel_cannot_read_is_refused() {
     check(linear(&[&weight, &half], &numbers(&[2, 6], 1.0)));
     check(PackedWeight::new(&numbers(&[4], 1.0), None, Kind::Float));
     check(PackedWeight::new(&numbers(&[4, 6], 1.0), None, Kind::Half));
-    let mut cache = [0, 1].map(|_| Tensor::zeros([2, 3, 1, 4], (Kind::Float, Device::Cpu)));
-    let head = numbers(&[1, 4], 1.0);
-    for (row, position) in [(2, 0), (0, 3), (-1, 0), (0, -1)] {
-        let [keys, values] = &mut cache;
-        let place = Placement { rows: &[row], positions: &[position], rotary: None, window: None };
-        check(attend((&head, &head, &head), (keys, values), &place));
-    }
-    let place = Placement { rows: &[0], positions: &[0], rotary: None, window: None };
-    for kinds in [[Kind::Half; 2], [Kind::Float, Kind::BFloat16]] {
-        let [mut keys, mut values] = kinds.map(|kind| Tensor::zeros([2, 3, 1, 4], (kind, Device::Cpu)));
-        check(attend((&head, &head, &head), (&mut keys, &mut values), &place));
-    }
 }
