@@ -91,15 +91,18 @@ void store(const Attention &a, int64_t begin, int64_t end) {
   }
 }
 
-// One vector of two: of every four numbers the halves are added, and what that leaves of both vectors lies side by side, one
-// number of each in turns or (TWOS) two.
+// Where `crossed` has a number from: of every four, the vectors give one in turns, or (TWOS) two.
+template <bool TWOS>
+constexpr int source(int place) {
+  const int low = place & 1, high = place >> 1 & 1;
+  return (TWOS ? high : low) * LANES + (place & ~3) + (TWOS ? low : high);
+}
+
+// One vector of two: of every four numbers the halves are added, and what that leaves of both vectors lies side by side.
 template <bool TWOS, int... PLACES>
 INLINE lanes crossed(lanes one, lanes other, Places<PLACES...>) {
-  const lanes first = __builtin_shufflevector(
-      one, other, (((TWOS ? PLACES >> 1 : PLACES) & 1) * LANES + (PLACES & ~3) + ((TWOS ? PLACES : PLACES >> 1) & 1))...);
-  const lanes second = __builtin_shufflevector(
-      one, other, (((TWOS ? PLACES >> 1 : PLACES) & 1) * LANES + (PLACES & ~3) + ((TWOS ? PLACES : PLACES >> 1) & 1) + 2)...);
-  return first + second;
+  return __builtin_shufflevector(one, other, source<TWOS>(PLACES)...) +
+         __builtin_shufflevector(one, other, (source<TWOS>(PLACES) + 2)...);
 }
 
 // The totals of four vectors, in the first lanes.
