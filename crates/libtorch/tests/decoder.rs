@@ -206,7 +206,11 @@ fn a_pass_is_what_libtorchs_operations_make_of_whole_sequences(
     let model = Model::new(family, Sizes { width: 21, inner: 35, heads, kv_heads, head_size }, window, weights);
     let mut cache = model.cache(kept);
     // A number that differs in its last bit may be rounded to bfloat16's next one.
-    let tolerance = if weights == Kind::Float && kept == Kind::Float { 2e-5 } else { 5e-2 };
+    let tolerance = match (weights, kept) {
+        (Kind::Float, Kind::Float) => 2e-5,
+        (Kind::Float, _) => 5e-3,
+        _ => 2e-2,
+    };
     for (row, length, seed) in [(0, 9, 1.0), (2, 4, 2.0)] {
         let hidden = numbers(&[length, 21], seed) * 3.0;
         let expected = model.expected(&hidden, kept);
@@ -243,18 +247,24 @@ fn a_token_has_the_same_bits_beside_any_others_and_on_any_number_of_threads(
     }
 }
 
+/// A row's first token takes its own value, whatever its score.
 #[test]
 fn large_scores_do_not_overflow() {
     let sizes = Sizes { width: 8, inner: 8, heads: 1, kv_heads: 1, head_size: 8 };
     let mut model = Model::new(Family::Llama, sizes, None, Kind::Float);
+    let pass = |model: &Model| {
+        let places = Places { rows: &[0, 0], positions: &[0, 1], wanted: None };
+        model.forward(&numbers(&[2, 8], 1.0), &places, &mut model.cache(Kind::Float)).unwrap()
+    };
+    let moderate = pass(&model);
     for block in &mut model.packed {
         for matrix in &mut block[..2] {
             *matrix =
                 PackedWeight::new(&Tensor::full([8, 8], 1e4, (Kind::Float, Device::Cpu)), None, Kind::Float).unwrap();
         }
     }
-    let places = Places { rows: &[0, 0], positions: &[0, 1], wanted: None };
-    let found = model.forward(&numbers(&[2, 8], 1.0), &places, &mut model.cache(Kind::Float)).unwrap();
+    let found = pass(&model);
+    check("the only token", &found.narrow(0, 0, 1), &moderate.narrow(0, 0, 1), 0.0);
     assert!(found.isfinite().all().int64_value(&[]) == 1, "{found:?}");
 }
 
