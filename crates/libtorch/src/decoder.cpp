@@ -105,11 +105,7 @@ class Pass {
     int64_t rows = tokens.count;
     for (int64_t index = 0; index < decoder.count; index++) {
       const Block &block = decoder.blocks[index];
-      member.share(rows, [&](int64_t begin, int64_t end) {
-        if (index > 0) add(hidden, begin, end);
-        norm(block.attention_norm, hidden, decoder.width, normed.get(), begin, end);
-        round(normed.get(), decoder.width, begin, end);
-      });
+      enter(member, block.attention_norm, hidden, rows, index > 0);
       multiply(member, normed.get(), rows, decoder.width,
                {{block.query, query.get()}, {block.key, key.get()}, {block.value, value.get()}});
       attend(member, block);
@@ -129,15 +125,11 @@ class Pass {
         member.share(rows, [&](int64_t begin, int64_t end) { round(attended, queries, begin, end); });
       }
       multiply(member, attended, rows, queries, {{block.output, added.get()}});
-      member.share(rows, [&](int64_t begin, int64_t end) {
-        add(hidden, begin, end);
-        norm(block.feed_forward_norm, hidden, decoder.width, normed.get(), begin, end);
-        round(normed.get(), decoder.width, begin, end);
-      });
+      enter(member, block.feed_forward_norm, hidden, rows, true);
       feed_forward(member, block, rows);
     }
     member.share(rows, [&](int64_t begin, int64_t end) {
-      if (decoder.count > 0) add(hidden, begin, end);
+      add(hidden, begin, end);
       norm(decoder.norm, hidden, decoder.width, tokens.out, begin, end);
     });
   }
@@ -147,6 +139,15 @@ class Pass {
     const Matrix &matrix;
     float *out;
   };
+
+  // Norms the hidden states for the products that come next, and before that adds what the last ones gave.
+  void enter(const Member &member, const Norm &before, float *hidden, int64_t rows, bool added_to) const {
+    member.share(rows, [&](int64_t begin, int64_t end) {
+      if (added_to) add(hidden, begin, end);
+      norm(before, hidden, decoder.width, normed.get(), begin, end);
+      round(normed.get(), decoder.width, begin, end);
+    });
+  }
 
   void attend(const Member &member, const Block &block) const {
     const Kept &cache = kept(decoder.bf16_cache);

@@ -38,7 +38,7 @@ struct Block {
 };
 
 struct Decoder {
-  const Block *blocks;
+  const Block *blocks;  // at least one
   int64_t count;
   Norm norm;
   const float *cosine;  // [positions, head_size], or null: queries and keys are not turned
