@@ -29,10 +29,49 @@ impl<L> Desk<L> {
         Self { engine: Some(engine), batch: None, credits: Vec::new() }
     }
 
-    /// Clears the desk; the credits go back with what this returns.
+    fn has(&self, version: PolicyVersion) -> bool {
+        self.batch.as_ref().is_some_and(|batch| batch.version == version)
+    }
+
+    /// Puts the engine back that has learnt from the batch of `version`, unless somebody else has cleared that batch away:
+    /// then its weights are old.
+    pub(crate) fn put_back(&mut self, engine: L, version: PolicyVersion) {
+        if self.has(version) {
+            self.engine = Some(engine);
+        }
+    }
+
+    /// Clears away the batch of `version`, if it is still there; the credits go back with what this returns.
     #[must_use]
-    pub(crate) fn clear(&mut self) -> Vec<Credit> {
+    pub(crate) fn clear(&mut self, version: PolicyVersion) -> Vec<Credit> {
+        if !self.has(version) {
+            return Vec::new();
+        }
         self.batch = None;
         std::mem::take(&mut self.credits)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn desk_with(version: u64) -> Desk<&'static str> {
+        let mut desk = Desk::new("first");
+        let rollouts = Arc::new(Vec::new());
+        desk.batch = Some(Arc::new(Settled { version: PolicyVersion(version), rollouts, delay_versions: 0.0 }));
+        desk.engine = None;
+        desk
+    }
+
+    #[test]
+    fn a_learner_that_was_replaced_leaves_the_next_batch_and_its_engine_alone() {
+        let mut desk = desk_with(4);
+        desk.put_back("old", PolicyVersion(3));
+        drop(desk.clear(PolicyVersion(3)));
+        assert!(desk.engine.is_none() && desk.batch.is_some());
+        desk.put_back("new", PolicyVersion(4));
+        drop(desk.clear(PolicyVersion(4)));
+        assert!(desk.engine == Some("new") && desk.batch.is_none());
     }
 }

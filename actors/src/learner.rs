@@ -5,7 +5,8 @@
 //! its rollout never too old; the drop is the guarantee.
 //!
 //! The order matters. The batch is settled first, so that nobody else can end its prompts; then comes the update; then its
-//! weights are published, which is the moment that counts; then the batch's credits go back.
+//! weights are published, which is the moment that counts; then the program is told; then the desk is cleared and the
+//! batch's credits go back. So a clear desk means that every update that counts is on its way to the program.
 
 use crate::desk::Settled;
 use crate::engine::{EngineError, Engines, Learn};
@@ -163,16 +164,19 @@ impl<E: Engines> Learner<E> {
             return Err(FlowError::Cancelled { at: stage.name().into(), reason }.into());
         }
         run.weights.publish(version.next(), weights)?;
-        let mut desk = lock(&run.desk);
-        desk.engine = Some(engine);
-        let credits = desk.clear();
-        drop(desk);
-        drop(credits);
+        lock(&run.desk).put_back(engine, version);
         let metrics = multipliers.metrics.iter().cloned().chain(learnt).collect();
         let batch = Arc::clone(&settled.rollouts);
         let update = Update { version: version.next(), batch, metrics, learn_seconds };
+        self.updates.send(update, stage).map_err(FlowError::from)?;
         self.last_input = Instant::now();
-        Ok(self.updates.send(update, stage).map_err(FlowError::from)?)
+        self.clear(version);
+        Ok(())
+    }
+
+    fn clear(&self, version: PolicyVersion) {
+        let credits = lock(&self.run.desk).clear(version);
+        drop(credits);
     }
 }
 
@@ -189,8 +193,7 @@ impl<E: Engines> Work for Learner<E> {
                 self.update(&settled, stage)?;
             } else {
                 // The stage that this one replaces has published after all.
-                let credits = lock(&self.run.desk).clear();
-                drop(credits);
+                self.clear(settled.version);
             }
             return Ok(Next::Continue);
         }

@@ -113,10 +113,12 @@ impl<E: Engines> System<E> {
         }
     }
 
+    /// Whether the learner is done, has told of its last update, and that was taken: asked in this order.
     fn is_over(&self) -> bool {
         let drained = self.run.drain.is_cancelled() && self.run.ledger.counts().open == 0;
-        let idle = lock(&self.run.desk).batch.is_none();
-        (self.run.is_over() || (drained && idle)) && self.updates.stats().read().items == 0
+        let done = self.run.is_over() || drained;
+        let told = lock(&self.run.desk).batch.is_none();
+        done && told && self.updates.stats().read().items == 0
     }
 
     /// Commands to the run, from other threads and from tasks.

@@ -104,6 +104,24 @@ fn a_run_makes_its_updates_and_leaves_nothing_behind() {
     }
 }
 
+/// A program that looks all the time sees every moment between the last weights and the word of them.
+#[test]
+fn the_last_update_is_told_before_the_run_is_over() {
+    for _ in 0..50 {
+        let plan = plan(1, 4, 2);
+        let system = start(&plan, FakeEngines::new(times()));
+        let (mut updates, end) = (Vec::new(), deadline());
+        loop {
+            match system.next(Duration::ZERO) {
+                Event::Updated(update) => updates.push(update),
+                Event::Over => break,
+                other => assert!(matches!(other, Event::Nothing) && Instant::now() < end, "{other:?}"),
+            }
+        }
+        check(&plan, &updates, &system.finish(PATIENCE));
+    }
+}
+
 #[test]
 fn without_staleness_every_update_takes_its_own_prompts_in_order() {
     let plan = plan(0, 5, 7);
