@@ -1,7 +1,8 @@
 //! The source: draws prompts, each under a credit, and hands out again those that came back.
 //!
 //! With η = 0 it draws a batch whole, when the weights that it is for are published, and sends it as one group. Else it
-//! draws as many prompts as it takes to have all updates' rollouts trained on, and sends each at once.
+//! draws as many prompts as it takes to have all updates' rollouts trained on, and sends each at once. It keeps no credit from
+//! step to step: what a source that hangs has in hand cannot be taken from it.
 
 use crate::engine::Engines;
 use crate::shared::{Next, Run, StageError, Work};
@@ -17,22 +18,15 @@ const LOOK: Duration = Duration::from_millis(20);
 pub(crate) struct Source<E: Engines> {
     pub(crate) run: Arc<Run<E>>,
     pub(crate) output: Sender<Group<Prompt>>,
-    /// Taken while nothing was owed.
-    pub(crate) credit: Option<Credit>,
 }
 
 impl<E: Engines> Work for Source<E> {
     fn step(&mut self, stage: &Stage) -> Result<Next, StageError> {
         let run = &self.run;
-        let credit = match self.credit.take() {
-            Some(credit) => credit,
-            None => run.credits.acquire(stage)?,
-        };
-        let first = match self.draw(credit, stage) {
+        let first = match self.draw(run.credits.acquire(stage)?, stage) {
             Ok(first) => first,
             Err(Refusal::Draining) => return Ok(Next::Done),
-            Err(Refusal::NothingOwed(credit)) => {
-                self.credit = Some(credit);
+            Err(Refusal::NothingOwed) => {
                 let look = stage.with_patience(LOOK);
                 return match run.ledger.wait_until(&look, |counts| counts.waiting > 0 || self.owes(counts)) {
                     Ok(_) | Err(FlowError::Deadline { .. }) => Ok(Next::Continue),
@@ -59,12 +53,12 @@ impl<E: Engines> Work for Source<E> {
 
 /// Why there is no prompt.
 enum Refusal {
-    NothingOwed(Credit),
+    NothingOwed,
     Draining,
 }
 
 impl<E: Engines> Source<E> {
-    /// A prompt that came back, else a new one if one is owed.
+    /// A prompt that came back, else a new one if one is owed. The credit goes back where there is none.
     fn draw(&self, credit: Credit, stage: &Stage) -> Result<Item<Prompt>, Refusal> {
         let run = &self.run;
         let drawn = match run.ledger.redraw(credit) {
@@ -72,7 +66,7 @@ impl<E: Engines> Source<E> {
             Err(credit) => {
                 let counts = run.ledger.counts();
                 if !self.owes(&counts) {
-                    return Err(Refusal::NothingOwed(credit));
+                    return Err(Refusal::NothingOwed);
                 }
                 let prompt = run.engines.prompt(PromptOrdinal(counts.drawn));
                 run.ledger.draw(prompt, credit).map_err(|_| Refusal::Draining)?

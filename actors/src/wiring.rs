@@ -48,9 +48,7 @@ pub(crate) fn wire<E: Engines>(run: &Arc<Run<E>>) -> Wiring {
     }
     starts.insert(
         Role::Source,
-        start(run, Role::Source, move |run, _| {
-            Ok(Source { run: Arc::clone(run), output: prompts_in.clone(), credit: None })
-        }),
+        start(run, Role::Source, move |run, _| Ok(Source { run: Arc::clone(run), output: prompts_in.clone() })),
     );
     starts.insert(
         Role::Generator,
