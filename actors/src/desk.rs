@@ -56,17 +56,10 @@ impl<L> Desk<L> {
 mod tests {
     use super::*;
 
-    fn desk_with(version: u64) -> Desk<&'static str> {
-        let mut desk = Desk::new("first");
-        let rollouts = Arc::new(Vec::new());
-        desk.batch = Some(Arc::new(Settled { version: PolicyVersion(version), rollouts, delay_versions: 0.0 }));
-        desk.engine = None;
-        desk
-    }
-
     #[test]
     fn a_learner_that_was_replaced_leaves_the_next_batch_and_its_engine_alone() {
-        let mut desk = desk_with(4);
+        let batch = Settled { version: PolicyVersion(4), rollouts: Arc::new(Vec::new()), delay_versions: 0.0 };
+        let mut desk = Desk { engine: None, batch: Some(Arc::new(batch)), credits: Vec::new() };
         desk.put_back("old", PolicyVersion(3));
         drop(desk.clear(PolicyVersion(3)));
         assert!(desk.engine.is_none() && desk.batch.is_some());

@@ -6,7 +6,7 @@
 //!
 //! The order matters. The batch is settled first, so that nobody else can end its prompts; then comes the update; then its
 //! weights are published, which is the moment that counts; then the program is told; then the desk is cleared and the
-//! batch's credits go back. So a clear desk means that every update that counts is on its way to the program.
+//! batch's credits go back. So with a clear desk the program has been told, or the stage that should have was lost before.
 
 use crate::desk::Settled;
 use crate::engine::{EngineError, Engines, Learn};
