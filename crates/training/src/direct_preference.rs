@@ -5,7 +5,7 @@
 
 use crate::config::{DpoSection, OptimizerSection};
 use crate::encode::{Pair, pair_batch};
-use crate::fitting::{Learns, LossAndShown, evaluate, fit};
+use crate::fitting::{Learns, LossAndShown, final_figures, fit};
 use crate::scoring::sequence_log_probs;
 use crate::{Observer, TrainingError};
 use saddle_algorithms::losses::{AnswerLogProbs, answer_log_probs, direct_preference_loss};
@@ -64,7 +64,7 @@ impl Learns for PreferringPolicy {
 /// which the preferred response has the larger implicit reward, and the mean margin between the two rewards.
 ///
 /// # Errors
-/// [`TrainingError::Diverged`] on a gradient that is not finite; else if libtorch fails.
+/// [`TrainingError::Diverged`] on a loss, a gradient or a weight that is not finite; else if libtorch fails.
 pub fn train_directly(
     policy: Policy,
     (train, held_out): (Vec<Pair>, Vec<Pair>),
@@ -76,8 +76,8 @@ pub fn train_directly(
     let budget = optimizer.micro_batch_tokens;
     let (train, held_out) = (refer(&policy, train, budget)?, refer(&policy, held_out, budget)?);
     let mut learner = PreferringPolicy { policy: policy.trainable()?, kl_coefficient: dpo.kl_coefficient };
-    fit(&mut learner, &train, optimizer, seed, observer)?;
-    let figures = evaluate(&learner, &held_out, budget)?;
+    fit(&mut learner, (&train, &held_out), optimizer, seed, observer)?;
+    let figures = final_figures(&learner, &held_out, budget)?;
     Ok((learner.policy.snapshot()?, figures))
 }
 

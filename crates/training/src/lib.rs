@@ -10,6 +10,7 @@ mod encode;
 mod error;
 mod fitting;
 mod grid;
+mod held_out;
 mod learner;
 mod memory;
 mod models;

@@ -2,7 +2,7 @@
 
 use crate::config::{OptimizerSection, PreferenceLossKind, PreferenceSection};
 use crate::encode::{Pair, Sequence, pair_batch};
-use crate::fitting::{Learns, LossAndShown, evaluate, fit};
+use crate::fitting::{Learns, LossAndShown, final_figures, fit};
 use crate::{Observer, TrainingError};
 use saddle_algorithms::losses::{
     Answers, CostSigns, cost_preference_loss, reward_preference_loss, token_wise_cost_preference_loss,
@@ -99,7 +99,7 @@ pub struct TrainedScorer {
 /// Trains a score model of `kind` on `train` and measures it on `held_out`.
 ///
 /// # Errors
-/// [`TrainingError::Diverged`] on a gradient that is not finite; else if libtorch fails.
+/// [`TrainingError::Diverged`] on a loss, a gradient or a weight that is not finite; else if libtorch fails.
 pub fn train_scorer(
     model: ScoreModel,
     kind: ModelKind,
@@ -115,9 +115,9 @@ pub fn train_scorer(
         loss: preference.loss,
         regularization: preference.regularization,
     };
-    fit(&mut learner, train, optimizer, seed, observer)?;
+    fit(&mut learner, (train, held_out), optimizer, seed, observer)?;
     let budget = optimizer.micro_batch_tokens;
-    let mut measured = evaluate(&learner, held_out, budget)?;
+    let mut measured = final_figures(&learner, held_out, budget)?;
     let model = learner.model;
     if kind == ModelKind::Cost {
         measured.extend(sign_accuracy(&model, held_out, budget)?.map(|share| ("sign_accuracy".to_owned(), share)));

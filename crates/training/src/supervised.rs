@@ -2,7 +2,7 @@
 
 use crate::config::OptimizerSection;
 use crate::encode::Sequence;
-use crate::fitting::{Learns, LossAndShown, evaluate, fit};
+use crate::fitting::{Learns, LossAndShown, final_figures, fit};
 use crate::{Observer, TrainingError};
 use saddle_algorithms::losses::{LossAggregation, cross_entropy_loss};
 use saddle_lm::{Parameters, Policy, SequenceBatch};
@@ -41,7 +41,7 @@ impl Learns for SupervisedPolicy {
 /// nats, averaged over responses.
 ///
 /// # Errors
-/// [`TrainingError::Diverged`] on a gradient that is not finite; else if libtorch fails.
+/// [`TrainingError::Diverged`] on a loss, a gradient or a weight that is not finite; else if libtorch fails.
 pub fn train_supervised(
     policy: Policy,
     train: &[Sequence],
@@ -51,7 +51,7 @@ pub fn train_supervised(
     observer: &mut dyn Observer,
 ) -> Result<(Policy, Vec<(String, f64)>), TrainingError> {
     let mut learner = SupervisedPolicy(policy.trainable()?);
-    fit(&mut learner, train, section, seed, observer)?;
-    let held_out = evaluate(&learner, held_out, section.micro_batch_tokens)?;
+    fit(&mut learner, (train, held_out), section, seed, observer)?;
+    let held_out = final_figures(&learner, held_out, section.micro_batch_tokens)?;
     Ok((learner.0.snapshot()?, held_out))
 }

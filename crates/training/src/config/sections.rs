@@ -203,6 +203,15 @@ pub struct OptimizerSection {
     pub workers: usize,
     /// Stop after so many steps, whatever the epochs; 0 means no such limit.
     pub max_steps: u64,
+    /// Measure held-out rows on the way each time after so many steps, and after the last. 0 means about ten times a run, but
+    /// never sooner than as many rows have been trained on as are measured.
+    pub evaluate_every_steps: u64,
+    /// Held-out rows that are measured on the way: the first so many, or all if there are fewer; 0 means none. The figures at
+    /// the end are of all held-out rows in any case.
+    pub evaluate_rows: usize,
+    /// Stop when the held-out loss has not fallen for so many measurements in a row, and end with the weights of the best
+    /// measurement, even if all steps were taken; costs one copy of the trained weights. 0 means never.
+    pub early_stopping_evaluations: u64,
     /// AdamW's own settings.
     pub adamw: AdamWConfig,
 }
@@ -218,6 +227,9 @@ impl Default for OptimizerSection {
             micro_batch_tokens: 8192,
             workers: 1,
             max_steps: 0,
+            evaluate_every_steps: 0,
+            evaluate_rows: 512,
+            early_stopping_evaluations: 0,
             adamw: AdamWConfig::default(),
         }
     }
@@ -240,6 +252,39 @@ impl Validate for OptimizerSection {
         problems.require(self.batch_rows > 0, "batch_rows", "must be at least 1");
         problems.require(self.micro_batch_tokens > 0, "micro_batch_tokens", "must be at least 1");
         require_workers(&mut problems, self.workers);
+        problems.require(
+            self.early_stopping_evaluations == 0 || self.evaluate_rows > 0,
+            "early_stopping_evaluations",
+            "needs held-out rows on the way; set evaluate_rows to at least 1",
+        );
         problems
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn early_stopping_needs_rows_to_measure() {
+        let problems = |early_stopping_evaluations, evaluate_rows| {
+            let section = OptimizerSection { early_stopping_evaluations, evaluate_rows, ..OptimizerSection::default() };
+            section.problems().to_string()
+        };
+        for (evaluations, rows) in [(0, 0), (0, 1), (1, 1), (3, 512)] {
+            assert_eq!(problems(evaluations, rows), "", "{evaluations} evaluations of {rows} rows");
+        }
+        let refused = problems(1, 0);
+        assert!(
+            refused.contains("early_stopping_evaluations: needs held-out rows on the way; set evaluate_rows"),
+            "{refused}"
+        );
+    }
+
+    #[test]
+    fn what_is_not_said_of_measuring_on_the_way_is_its_default() {
+        let section: OptimizerSection = toml::from_str("epochs = 2").unwrap();
+        let said = (section.evaluate_every_steps, section.evaluate_rows, section.early_stopping_evaluations);
+        assert_eq!(said, (0, 512, 0));
     }
 }
