@@ -35,6 +35,9 @@ impl Panel {
     }
 }
 
+/// Stands before the name of a metric that was measured on held-out rows.
+const HELD_OUT: &str = "held_out_";
+
 /// With fewer updates a moving average hides more than it shows.
 const SMOOTHED_FROM_UPDATES: usize = 30;
 
@@ -76,8 +79,14 @@ fn panels(names: &BTreeSet<&str>) -> Vec<Panel> {
         Panel::new("Distance from the reference policy", "KL divergence (nats)", only("kl_current_reference")),
         Panel::new("Response length", "mean length (tokens)", only("response_length_mean")),
     ];
-    // Losses have scales of their own, so each has a chart of its own; accuracies share one.
-    panels.extend(named("loss").into_iter().map(|name| Panel::new(capitalised(&words(name)), "loss", only(name))));
+    // Losses have scales of their own, so each has a chart of its own, with what it is on held-out rows; accuracies share one.
+    let with_held_out = |name: &str| {
+        let held_out = format!("{HELD_OUT}{name}");
+        vec![curve(name, "training", colour::BLUE), curve(&held_out, "held out", colour::ORANGE)]
+    };
+    let is_beside_its_own = |name: &str| name.strip_prefix(HELD_OUT).is_some_and(|own| names.contains(own));
+    let losses = named("loss").into_iter().filter(|name| !is_beside_its_own(name));
+    panels.extend(losses.map(|name| Panel::new(capitalised(&words(name)), "loss", with_held_out(name))));
     panels.push(Panel::new("Accuracy", "share correct", accuracies));
     panels
 }
@@ -109,25 +118,26 @@ fn figure(panel: &Panel, updates: &[MetricsRow], cost_limit: f64) -> Option<Figu
         .map(|curve| (series(&curve.metric), &curve.name, curve.colour))
         .filter(|(points, ..)| !points.is_empty())
         .collect();
-    let most_points = curves.iter().map(|(points, ..)| points.len()).max()?;
+    if curves.is_empty() {
+        return None;
+    }
     let limit = Some(cost_limit).filter(|&limit| panel.limited && is_drawable(limit));
-    let is_smoothed = panel.smoothed && most_points >= SMOOTHED_FROM_UPDATES;
-    let window = if is_smoothed { (most_points / 20) | 1 } else { 1 };
+    // By the curve's own points: one that is measured now and then has few, and may be drawn as it is.
+    let is_smoothed = |points: &[(f64, f64)]| panel.smoothed && points.len() >= SMOOTHED_FROM_UPDATES;
+    let window = |points: &[(f64, f64)]| if is_smoothed(points) { (points.len() / 20) | 1 } else { 1 };
 
     let points = || curves.iter().flat_map(|(points, ..)| points);
     let x = Axis::steps("policy update", points().map(|point| point.0));
     let y = Axis::around(panel.unit, points().map(|point| point.1).chain(limit));
     let svg = draw(&x, &y, |plot| {
-        if is_smoothed {
-            for (points, _, colour) in &curves {
-                plot.faint_line(points, *colour);
-            }
+        for (points, _, colour) in curves.iter().filter(|(points, ..)| is_smoothed(points)) {
+            plot.faint_line(points, *colour);
         }
         if let Some(limit) = limit {
             plot.horizontal_limit(limit);
         }
         for (points, _, colour) in &curves {
-            plot.line(&moving_average(points, window), *colour);
+            plot.line(&moving_average(points, window(points)), *colour);
         }
     });
 
@@ -166,6 +176,7 @@ pub(crate) fn reading(updates: &[MetricsRow]) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::figure::grid;
 
     fn rows(metrics: &[(&str, f64)]) -> Vec<MetricsRow> {
         let values = metrics.iter().map(|&(name, value)| (name.to_owned(), Some(value))).collect();
@@ -184,6 +195,27 @@ mod tests {
         assert_eq!(titles(&[("pair_accuracy", 0.7), ("sign_accuracy", 0.8)]), ["Accuracy"]);
         assert!(titles(&[("tokens_per_second", 9.0)]).is_empty());
         assert!(titles(&[]).is_empty());
+    }
+
+    #[test]
+    fn a_held_out_loss_is_drawn_with_its_training_loss() {
+        let both = rows(&[("loss", 0.7), ("held_out_loss", 0.9), ("held_out_pair_accuracy", 0.6)]);
+        let figures = figures(&both, 0.0);
+        assert_eq!(figures.iter().map(|figure| figure.title.as_str()).collect::<Vec<_>>(), ["Loss", "Accuracy"]);
+        let legend = grid(&figures[..1]);
+        assert!(legend.contains("training</span>") && legend.contains("held out</span>"), "{legend}");
+        assert_eq!(titles(&[("held_out_loss", 0.9)]), ["Held out loss"]);
+    }
+
+    #[test]
+    fn a_curve_of_few_points_is_not_smoothed_beside_one_of_many() {
+        let row = |step: u64| {
+            let loss = ("loss".to_owned(), Some(step as f64));
+            let held_out = step.is_multiple_of(10).then(|| ("held_out_loss".to_owned(), Some(step as f64)));
+            MetricsRow { step, seconds: 0.0, values: std::iter::once(loss).chain(held_out).collect() }
+        };
+        let lines = |steps| figures(&(1..=steps).map(row).collect::<Vec<_>>(), 0.0)[0].svg.matches("<polyline").count();
+        assert_eq!(lines(40), lines(20) + 1, "the faint line of the training loss");
     }
 
     #[test]

@@ -77,7 +77,7 @@ pub struct Stage {
 /// A metric is drawn where the updates have it: `reward_mean`, `gold_helpfulness_mean`; `cost_mean`,
 /// `gold_harm_mean` and `cost_mean_<kind>` against the limit; `unsafe_ratio`, `lambda`,
 /// `kl_current_reference` (nats), `response_length_mean` (tokens); every name with `loss` and every
-/// name with `accuracy` in it.
+/// name with `accuracy` in it. A loss has a chart of its own, shared with that of the same name after `held_out_`.
 ///
 /// # Answers
 /// Distributions, the comparison and the samples use the sampled answers if there are any, else
