@@ -5,6 +5,7 @@ use crate::failure::Failure;
 use indicatif::{ProgressBar, ProgressStyle};
 use saddle_store::{MetricsLog, RunDirectory, StoreError};
 use saddle_training::Observer;
+use std::collections::BTreeMap;
 use std::io::IsTerminal;
 
 /// Plain lines that a stage prints from its first step to its last.
@@ -16,12 +17,13 @@ pub(crate) struct Progress {
     shown: &'static [&'static str],
     log: MetricsLog,
     bar: Option<ProgressBar>,
+    latest: BTreeMap<&'static str, f64>,
     waits: String,
     failure: Option<StoreError>,
 }
 
 impl Progress {
-    /// Starts the metrics of `run`; of each step's metrics, those in `shown` are shown.
+    /// Starts the metrics of `run`. Those in `shown` are shown, each as it was last measured.
     pub(crate) fn start(
         stage: &'static str,
         shown: &'static [&'static str],
@@ -32,7 +34,8 @@ impl Progress {
             let style = ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar());
             ProgressBar::no_length().with_style(style).with_prefix(stage)
         });
-        Ok(Self { stage, shown, log: run.start_metrics()?, bar, waits: String::new(), failure: None })
+        let log = run.start_metrics()?;
+        Ok(Self { stage, shown, log, bar, latest: BTreeMap::new(), waits: String::new(), failure: None })
     }
 
     /// Ends the display, and says if the log could not be written.
@@ -57,10 +60,13 @@ impl Observer for Progress {
         if let Err(error) = self.log.record(step, &named) {
             self.failure.get_or_insert(error);
         }
-        let shown = named
-            .iter()
-            .filter(|(name, _)| self.shown.contains(name))
-            .map(|(name, value)| format!("{name} {value:.3}"));
+        for name in self.shown {
+            if let Some((_, value)) = named.iter().find(|(known, _)| known == name) {
+                self.latest.insert(name, *value);
+            }
+        }
+        let latest = |name: &&'static str| self.latest.get(name).map(|value| format!("{name} {value:.3}"));
+        let shown = self.shown.iter().filter_map(latest);
         let waits = Some(std::mem::take(&mut self.waits)).filter(|waits| !waits.is_empty());
         let shown = shown.chain(waits).collect::<Vec<_>>().join("  ");
         match &self.bar {

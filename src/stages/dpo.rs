@@ -13,7 +13,8 @@ use saddle_training::{PolicyModel, train_directly};
 pub(crate) fn direct_preference(config: &DpoConfig, run: &RunDirectory) -> Result<Vec<(String, f64)>, Failure> {
     let device = run::device(&config.run)?;
     let seed = config.run.seed;
-    let mut progress = Progress::start("dpo", &["loss", "implicit_reward_accuracy"], run)?;
+    let shown = &["loss", "implicit_reward_accuracy", "held_out_loss", "held_out_implicit_reward_accuracy"];
+    let mut progress = Progress::start("dpo", shown, run)?;
     let model = ModelSection { from: Some(config.policy.from.clone()), ..ModelSection::default() };
     let Prepared { start, train, held_out } =
         HELPFULNESS.prepare(&model, &config.data, (seed, device), &mut progress)?;

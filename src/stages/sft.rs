@@ -13,7 +13,7 @@ use saddle_training::{PolicyModel, train_supervised};
 pub(crate) fn supervised(config: &SftConfig, run: &RunDirectory) -> Result<Vec<(String, f64)>, Failure> {
     let device = run::device(&config.run)?;
     let seed = config.run.seed;
-    let mut progress = Progress::start("sft", &["loss"], run)?;
+    let mut progress = Progress::start("sft", &["loss", "held_out_loss"], run)?;
     let Prepared { start, train, held_out } =
         DEMONSTRATIONS.prepare(&config.model, &config.data, (seed, device), &mut progress)?;
     let policy = adapted(start.policy(device)?, config.lora.as_ref(), seed)?;
