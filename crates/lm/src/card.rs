@@ -1,5 +1,5 @@
 //! `saddle.json`: what a model directory says beyond the Hugging Face layout. What the model is for, which way its scores
-//! point, how they are normalised, and which tokenizer it was trained with.
+//! point, how they are normalised, between which bounds they were in training, and which tokenizer it was trained with.
 
 use crate::LmError;
 use crate::config::Head;
@@ -55,6 +55,29 @@ pub struct Normalizer {
     pub std: f64,
 }
 
+/// Between which scores nearly all responses lie that a score model was trained on: their 0.1 % and 99.9 % quantiles,
+/// normalised if the model has a normalizer. What is far outside is unlike all that the model has learnt from.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ScoreRange {
+    /// The 0.1 % quantile.
+    pub low: f64,
+    /// The 99.9 % quantile; not below `low`.
+    pub high: f64,
+}
+
+impl ScoreRange {
+    /// The share of `scores` outside the range, in 0..=1; of no scores, 0. A score that is not a number is outside.
+    #[must_use]
+    pub fn excess_ratio(&self, scores: impl Iterator<Item = f64>) -> f64 {
+        let (mut count, mut outside) = (0usize, 0usize);
+        for score in scores {
+            count += 1;
+            outside += usize::from(!(self.low..=self.high).contains(&score));
+        }
+        outside as f64 / count.max(1) as f64
+    }
+}
+
 /// The content of `saddle.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ModelCard {
@@ -66,6 +89,9 @@ pub struct ModelCard {
     /// How its scores are normalised, if they are.
     #[serde(default, alias = "normaliser", skip_serializing_if = "Option::is_none")]
     pub normalizer: Option<Normalizer>,
+    /// The range of its scores in training, if it is known: models from elsewhere, and of earlier versions, do not say it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub score_range: Option<ScoreRange>,
     /// [`Tokenizer::fingerprint`](crate::Tokenizer::fingerprint) of its tokenizer.
     pub tokenizer_fingerprint: String,
     /// The version of this program that wrote it.
@@ -80,16 +106,23 @@ impl ModelCard {
             kind,
             sign_convention: kind.sign_convention().map(str::to_owned),
             normalizer,
+            score_range: None,
             tokenizer_fingerprint: tokenizer_fingerprint.into(),
             saddle_version: env!("CARGO_PKG_VERSION").to_owned(),
         }
     }
 
+    /// The card with this range of scores in training.
+    #[must_use]
+    pub fn with_score_range(self, score_range: Option<ScoreRange>) -> Self {
+        Self { score_range, ..self }
+    }
+
     /// Reads and checks a card.
     ///
     /// # Errors
-    /// [`LmError::File`] or [`LmError::Json`]; [`LmError::Model`] if its scores point another way than this program's, or
-    /// its normalizer cannot be applied.
+    /// [`LmError::File`] or [`LmError::Json`]; [`LmError::Model`] if its scores point another way than this program's, its
+    /// normalizer cannot be applied, or its range of scores is none.
     pub fn read(path: &Path) -> Result<Self, LmError> {
         let card: Self = parse_json(&read_text(path, CARD_LIMIT_BYTES)?, path)?;
         card.check(path)?;
@@ -114,6 +147,13 @@ impl ModelCard {
                 stated.unwrap_or("absent"),
                 self.kind,
                 ours.unwrap_or("none")
+            ));
+        }
+        if let Some(ScoreRange { low, high }) = self.score_range
+            && !(low.is_finite() && high.is_finite() && low <= high)
+        {
+            return refuse(format!(
+                "score_range: needs finite numbers, low at most high, has low {low} and high {high}"
             ));
         }
         match self.normalizer {
@@ -146,6 +186,8 @@ mod tests {
             ModelCard::new(ModelKind::Policy, "abc", None),
             ModelCard::new(ModelKind::Reward, "abc", normalizer),
             ModelCard::new(ModelKind::Cost, "abc", Some(Normalizer { mean: 0.0, std: 2.0 })),
+            ModelCard::new(ModelKind::Cost, "abc", None)
+                .with_score_range(Some(ScoreRange { low: -0.1 - 0.2, high: -0.1 - 0.2 })),
         ] {
             assert_eq!(round_trip(&card).unwrap(), card);
         }
@@ -177,6 +219,36 @@ mod tests {
             let card = ModelCard::new(kind, "abc", Some(Normalizer { mean, std }));
             assert!(round_trip(&card).unwrap_err().to_string().contains("normalizer"), "{kind:?} {mean} {std}");
         }
+    }
+
+    #[test]
+    fn a_score_range_that_is_none_is_refused() {
+        for (low, high) in [(1.0, 0.5), (f64::NAN, 1.0), (f64::NEG_INFINITY, 1.0), (0.0, f64::INFINITY)] {
+            let card = ModelCard::new(ModelKind::Reward, "abc", None).with_score_range(Some(ScoreRange { low, high }));
+            let error = round_trip(&card).unwrap_err().to_string();
+            let expected =
+                format!("score_range: needs finite numbers, low at most high, has low {low} and high {high}");
+            assert!(error.contains(CARD_FILE) && error.contains(&expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_card_of_an_earlier_version_has_no_score_range() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(CARD_FILE);
+        write_text(&path, "{\"kind\": \"policy\", \"tokenizer_fingerprint\": \"\", \"saddle_version\": \"0.1.0\"}")
+            .unwrap();
+        assert_eq!(ModelCard::read(&path).unwrap().score_range, None);
+    }
+
+    #[test]
+    fn the_excess_ratio_is_the_share_outside_the_range() {
+        let range = ScoreRange { low: -1.0, high: 2.0 };
+        let ratio = |scores: &[f64]| range.excess_ratio(scores.iter().copied());
+        assert_eq!(ratio(&[]), 0.0);
+        assert_eq!(ratio(&[-1.0, 0.0, 2.0]), 0.0, "the bounds are inside");
+        assert_eq!(ratio(&[-1.1, 0.0, 2.1, 1.0]), 0.5);
+        assert_eq!(ratio(&[f64::NAN, f64::INFINITY, f64::NEG_INFINITY, 0.0]), 0.75);
     }
 
     #[test]

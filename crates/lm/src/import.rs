@@ -54,12 +54,14 @@ impl Import {
         })
     }
 
-    /// Merges the adapters in the directory `path`, in PEFT's layout, into the weights.
+    /// Merges the adapters in the directory `path`, in PEFT's layout, into the weights. The range of scores is no longer known
+    /// then: it was that of the model without them.
     ///
     /// # Errors
     /// [`LmError::Model`] or [`LmError::StoredTensor`] if they are not adapters of this model, or of a kind that is not
     /// computed here.
     pub fn merge_adapter(&mut self, path: &Path) -> Result<(), LmError> {
+        self.card.score_range = None;
         merge_adapter(path, &self.config, &mut self.weights)
     }
 
@@ -99,20 +101,21 @@ impl Import {
             ("pad_token", config.pad_token_id),
         ]);
         let stored = directory.stored_weights()?;
-        let (kind, normalizer) = match (directory.card()?, ScoreCheckpoint::read(&path.join(CONFIG_FILE))?) {
-            (Some(card), _) => (agreed_kind(path, kind, Some(card.kind))?, card.normalizer),
+        let (kind, normalizer, score_range) = match (directory.card()?, ScoreCheckpoint::read(&path.join(CONFIG_FILE))?)
+        {
+            (Some(card), _) => (agreed_kind(path, kind, Some(card.kind))?, card.normalizer, card.score_range),
             (None, Some(scores)) => {
                 let kind = agreed_kind(path, kind, scores.kind()?)?;
-                (kind, scores.normalizer(kind, &stored)?)
+                (kind, scores.normalizer(kind, &stored)?, None)
             }
-            (None, None) => (agreed_kind(path, kind, Some(ModelKind::Policy))?, None),
+            (None, None) => (agreed_kind(path, kind, Some(ModelKind::Policy))?, None, None),
         };
         let shapes = match kind {
             ModelKind::Policy => policy_shapes(&config),
             ModelKind::Reward | ModelKind::Cost => score_shapes(&config, 1),
         };
         let weights = directory.read_weights(&stored, &shapes, Device::Cpu)?;
-        let card = ModelCard::new(kind, tokenizer.fingerprint(), normalizer);
+        let card = ModelCard::new(kind, tokenizer.fingerprint(), normalizer).with_score_range(score_range);
         Ok(Self { config, weights, tokenizer, card })
     }
 }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::small_model::{config, fresh, tokenizer};
-use crate::{CARD_FILE, Normalizer, WEIGHTS_FILE, write_safetensors};
+use crate::{CARD_FILE, Normalizer, ScoreRange, WEIGHTS_FILE, write_safetensors};
 use serde_json::{Value, json};
 use std::fs;
 use tempfile::TempDir;
@@ -76,6 +76,22 @@ fn score_models_of_the_authors_bring_their_kind_and_their_moments() {
         model.write(&out, None).unwrap();
         let again = Import::read(&out, None).unwrap();
         assert_eq!((again.card.kind, again.card.normalizer), (kind, normalizer), "{changes}");
+    }
+}
+
+#[test]
+fn the_range_of_scores_in_training_comes_along() {
+    let source = tempfile::tempdir().unwrap();
+    let tokenizer = tokenizer();
+    let range = Some(ScoreRange { low: -1.25, high: 3.5 });
+    for range in [range, None] {
+        let card = ModelCard::new(ModelKind::Cost, tokenizer.fingerprint(), None).with_score_range(range);
+        let weights = fresh(&score_shapes(&config(), 1));
+        ModelDirectory::write(source.path(), &config(), &weights, &tokenizer, &card).unwrap();
+        let model = Import::read(source.path(), None).unwrap();
+        assert_eq!(model.card.score_range, range);
+        let written = model.write(&source.path().join("out"), None).unwrap();
+        assert_eq!(written.card().unwrap().unwrap().score_range, range);
     }
 }
 

@@ -36,7 +36,7 @@ mod weights;
 
 pub use batching::{SequenceBatch, Sequences, micro_batches};
 pub use cache::KvCache;
-pub use card::{CARD_FILE, ModelCard, ModelKind, Normalizer};
+pub use card::{CARD_FILE, ModelCard, ModelKind, Normalizer, ScoreRange};
 pub use chat::ChatTurn;
 pub use config::{Architecture, CONFIG_FILE, DecoderConfig, Head, RopeScaling};
 pub use decode::{DecodeSettings, DecodingBatch, generate};
