@@ -22,13 +22,20 @@ pub(crate) fn score_model(
         ModelKind::Cost => ("cost-model", HARMLESSNESS),
         _ => ("reward-model", HELPFULNESS),
     };
-    let mut progress = Progress::start(stage, &["loss", "pair_accuracy"], run)?;
+    let mut progress =
+        Progress::start(stage, &["loss", "pair_accuracy", "held_out_loss", "held_out_pair_accuracy"], run)?;
     let Prepared { start, train, held_out } =
         material.prepare(&config.model, &config.data, (seed, device), &mut progress)?;
     let model = adapted(start.score_model(seed, device)?, config.lora.as_ref(), seed)?;
     let trained =
         train_scorer(model, kind, (&train, &held_out), &config.preference, &config.optimizer, seed, &mut progress)?;
-    let scorer = Scorer { model: trained.model, tokenizer: start.tokenizer, kind, normalizer: trained.normalizer };
+    let scorer = Scorer {
+        model: trained.model,
+        tokenizer: start.tokenizer,
+        kind,
+        normalizer: trained.normalizer,
+        score_range: Some(trained.score_range),
+    };
     save_adapter(&scorer.model, config.model.from.as_deref(), run)?;
     scorer.save(&run.model_path())?;
     progress.finish()?;

@@ -21,6 +21,7 @@ mod scoring;
 mod statistics;
 mod supervised;
 mod synchronous;
+mod training_scores;
 mod workers;
 
 pub use critics::CriticSet;

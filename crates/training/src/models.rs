@@ -7,7 +7,7 @@ use crate::scoring::{end_scores, score_rollouts};
 use saddle_core::Rollout;
 use saddle_lm::{
     DecoderConfig, ModelCard, ModelDirectory, ModelKind, Normalizer, Parameters, Policy, Precision, ScoreModel,
-    Tokenizer, fresh_weights, policy_shapes, score_shapes, train_bpe, trunk_shapes,
+    ScoreRange, Tokenizer, fresh_weights, policy_shapes, score_shapes, train_bpe, trunk_shapes,
 };
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -61,7 +61,7 @@ impl PolicyModel {
     }
 }
 
-/// A reward or cost model with its tokenizer and normalizer.
+/// A reward or cost model with its tokenizer, its normalizer and the range of its scores.
 #[derive(Debug)]
 pub struct Scorer {
     /// The weights, frozen.
@@ -72,6 +72,8 @@ pub struct Scorer {
     pub kind: ModelKind,
     /// How raw scores are normalised, if they are.
     pub normalizer: Option<Normalizer>,
+    /// Between which scores, so normalised, the responses lie that it was trained on, if that is known.
+    pub score_range: Option<ScoreRange>,
 }
 
 impl Scorer {
@@ -107,7 +109,13 @@ impl Scorer {
         let config = directory.config()?;
         let weights = directory.weights(&score_shapes(&config, 1), Device::Cpu)?;
         let model = ScoreModel::over(config, Parameters::new(&weights, kept.kind(), device)?)?;
-        Ok(Self { model, tokenizer: directory.tokenizer()?, kind: card.kind, normalizer: card.normalizer })
+        Ok(Self {
+            model,
+            tokenizer: directory.tokenizer()?,
+            kind: card.kind,
+            normalizer: card.normalizer,
+            score_range: card.score_range,
+        })
     }
 
     /// Writes the score model, adapters merged, to the directory `path`.
@@ -116,7 +124,8 @@ impl Scorer {
     /// As [`ModelDirectory::write`].
     pub fn save(&self, path: &Path) -> Result<(), TrainingError> {
         let weights: Vec<(String, Tensor)> = self.model.weights()?.into_iter().collect();
-        let card = ModelCard::new(self.kind, self.tokenizer.fingerprint(), self.normalizer);
+        let card =
+            ModelCard::new(self.kind, self.tokenizer.fingerprint(), self.normalizer).with_score_range(self.score_range);
         ModelDirectory::write(path, self.model.config(), &weights, &self.tokenizer, &card)?;
         Ok(())
     }

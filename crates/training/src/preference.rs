@@ -3,12 +3,13 @@
 use crate::config::{OptimizerSection, PreferenceLossKind, PreferenceSection};
 use crate::encode::{Pair, Sequence, pair_batch};
 use crate::fitting::{Learns, LossAndShown, final_figures, fit};
+use crate::training_scores::TrainingScores;
 use crate::{Observer, TrainingError};
 use saddle_algorithms::losses::{
     Answers, CostSigns, cost_preference_loss, reward_preference_loss, token_wise_cost_preference_loss,
     token_wise_reward_preference_loss,
 };
-use saddle_lm::{ModelKind, Normalizer, Parameters, ScoreModel};
+use saddle_lm::{ModelKind, Normalizer, Parameters, ScoreModel, ScoreRange};
 use tch::Tensor;
 
 struct PreferenceModel {
@@ -94,6 +95,8 @@ pub struct TrainedScorer {
     pub held_out: Vec<(String, f64)>,
     /// How its scores are to be normalised, if they are.
     pub normalizer: Option<Normalizer>,
+    /// Between which scores, so normalised, the training responses lie.
+    pub score_range: ScoreRange,
 }
 
 /// Trains a score model of `kind` on `train` and measures it on `held_out`.
@@ -122,20 +125,9 @@ pub fn train_scorer(
     if kind == ModelKind::Cost {
         measured.extend(sign_accuracy(&model, held_out, budget)?.map(|share| ("sign_accuracy".to_owned(), share)));
     }
-    let normalizer = if preference.normalize { Some(normalizer(&model, kind, train, budget)?) } else { None };
-    Ok(TrainedScorer { model, held_out: measured, normalizer })
-}
-
-/// Mean and deviation of the scores of the training responses; a cost is only scaled.
-fn normalizer(model: &ScoreModel, kind: ModelKind, train: &[Pair], budget: usize) -> Result<Normalizer, TrainingError> {
-    let responses: Vec<&Sequence> = train.iter().flat_map(|pair| [&pair.preferred, &pair.other]).collect();
-    let scores = crate::scoring::end_scores(model, &responses, budget)?;
-    let mean_of = |value: &dyn Fn(f64) -> f64| {
-        scores.iter().map(|score| value(f64::from(*score))).sum::<f64>() / scores.len() as f64
-    };
-    let mean = mean_of(&|score| score);
-    let std = mean_of(&|score| (score - mean).powi(2)).sqrt().max(1e-6);
-    Ok(Normalizer { mean: if kind == ModelKind::Cost { 0.0 } else { mean }, std })
+    let TrainingScores { normalizer, range } =
+        TrainingScores::measure(&model, kind, train, preference.normalize, budget)?;
+    Ok(TrainedScorer { model, held_out: measured, normalizer, score_range: range })
 }
 
 /// Share of the responses of known safety whose cost has the right sign: positive for unsafe.

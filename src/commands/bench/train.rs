@@ -57,7 +57,7 @@ pub(in crate::commands) fn train(args: &BenchTrainArgs) -> Result<(), Failure> {
         let model = model.kept(config.precision.frozen.kind(), device)?.in_precision(config.precision.scoring);
         // A scorer has a tokenizer; on random prompts nothing is read with it.
         let tokenizer = train_bpe(std::iter::once("a text"), TINY_VOCABULARY)?;
-        Ok::<_, Failure>(Scorer { model, tokenizer, kind, normalizer: None })
+        Ok::<_, Failure>(Scorer { model, tokenizer, kind, normalizer: None, score_range: None })
     };
     let judges = Judges {
         reference: policy
