@@ -80,6 +80,11 @@ fn sft_learns_a_policy_from_scratch() {
     assert_eq!(metrics.iter().map(|row| row["step"].as_u64().unwrap()).collect::<Vec<_>>(), [1, 2, 3, 4, 5, 6, 7, 8]);
     assert!(number(&metrics[7], "loss") < number(&metrics[0], "loss"), "{metrics:?}");
     assert!(number(&result, "loss") > 0.0);
+    assert_eq!(
+        number(&metrics[7], "held_out_loss"),
+        number(&result, "loss"),
+        "few held-out rows are all measured on the way"
+    );
     assert_eq!(model_file(&bench, "run", "saddle.json")["kind"], "policy");
     assert_eq!(model_file(&bench, "run", "config.json")["num_hidden_layers"], 1);
 }
@@ -127,13 +132,16 @@ fn sft_trains_a_tokenizer_on_its_own_texts() {
 fn reward_model_learns_which_response_is_better() {
     let bench = Workbench::new();
     let result = bench.train("reward-model", "run", "--set preference.normalize=true");
-    assert_eq!(stage_run(&bench, "run").len(), 3);
+    let metrics = stage_run(&bench, "run");
+    assert_eq!(metrics.len(), 3);
+    assert_eq!(number(&metrics[2], "held_out_pair_accuracy"), number(&result, "pair_accuracy"));
     assert!((0.0..=1.0).contains(&number(&result, "pair_accuracy")));
     assert!(result.get("sign_accuracy").is_none(), "a reward has no sign to be right about: {result}");
     let card = model_file(&bench, "run", "saddle.json");
     assert_eq!(card["kind"], "reward");
     assert!(number(&card["normalizer"], "std") > 0.0);
     assert_ne!(number(&card["normalizer"], "mean"), 0.0);
+    assert!(number(&card["score_range"], "low") < 0.0 && number(&card["score_range"], "high") > 0.0, "{card}");
 }
 
 #[test]
