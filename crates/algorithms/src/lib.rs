@@ -1,7 +1,7 @@
 //! The algorithm, one idea a file: returns, off-policy weights, losses, dual controllers, guards and statistics.
 //!
 //! Two halves with one border. The modules [`returns`], [`weights`], [`shaping`], [`advantage`], [`dual`],
-//! [`normalizer`], [`guards`] and [`statistics`] are pure: slices and numbers in, slices and numbers out, float64
+//! [`divergence`], [`normalizer`], [`guards`] and [`statistics`] are pure: slices and numbers in, slices and numbers out, float64
 //! inside, no tensors, clocks or randomness of their own. [`losses`] is what needs a gradient, on `tch` tensors.
 //!
 //! Batches are `[batch, length]`, right-padded, with a mask of the *generated* positions. The pure half takes them
@@ -14,6 +14,7 @@ mod error;
 mod real;
 
 pub mod advantage;
+pub mod divergence;
 pub mod dual;
 pub mod guards;
 pub mod losses;

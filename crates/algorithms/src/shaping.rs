@@ -4,6 +4,7 @@
 //! `(R − Σ λ_j C_j) / (1 + Σ λ_j)` the KL weight is then β whatever the multipliers are.
 
 use crate::Error;
+use crate::divergence::ReferenceKlConfig;
 use crate::error::{rows, same_length};
 use crate::real::{Real, within};
 use saddle_core::Problems;
@@ -36,8 +37,10 @@ pub enum ClipOrder {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ShapingConfig {
-    /// β, reward per nat of divergence from the reference policy. Default 0.1.
+    /// β, reward per nat of divergence from the reference policy; with `reference_kl`, where it begins. Default 0.1.
     pub kl_coefficient: f64,
+    /// A target for the divergence, which β is moved to hold. Without it, β stays as it is.
+    pub reference_kl: Option<ReferenceKlConfig>,
     /// How the KL penalty is divided between the streams. Default `full`.
     pub kl_split: KlSplit,
     /// What the clamp acts on. Default `after_kl`.
@@ -48,7 +51,13 @@ pub struct ShapingConfig {
 
 impl Default for ShapingConfig {
     fn default() -> Self {
-        Self { kl_coefficient: 0.1, kl_split: KlSplit::Full, clip_order: ClipOrder::AfterKl, clip_score: 50.0 }
+        Self {
+            kl_coefficient: 0.1,
+            reference_kl: None,
+            kl_split: KlSplit::Full,
+            clip_order: ClipOrder::AfterKl,
+            clip_score: 50.0,
+        }
     }
 }
 
@@ -61,6 +70,9 @@ impl ShapingConfig {
         let sound = kl_coefficient.is_finite() && kl_coefficient >= 0.0;
         problems.require(sound, "kl_coefficient", format!("must be 0 or more, is {kl_coefficient}"));
         problems.require(clip_score > 0.0, "clip_score", format!("must be above 0, is {clip_score}"));
+        if let Some(reference_kl) = &self.reference_kl {
+            problems.section("reference_kl", reference_kl.validate(kl_coefficient));
+        }
         problems
     }
 }

@@ -9,7 +9,7 @@ use crate::grid::Grid;
 use crate::workers::side_by_side;
 use saddle_algorithms::advantage::{CostAdvantage, lagrangian_advantages, whiten};
 use saddle_algorithms::returns::{Returns, VtraceBounds, dead_band_weights, generalized_advantages, lambda_vtrace};
-use saddle_algorithms::shaping::{KlInputs, cost_stream, reward_stream};
+use saddle_algorithms::shaping::{KlInputs, ShapingConfig, cost_stream, reward_stream};
 use saddle_core::{PolicyVersion, Rollout, ScoredRollout};
 
 /// Everything about a batch that stays the same during its update. Grids and the mask are `[rollouts, width]`.
@@ -30,6 +30,18 @@ pub(super) struct Experience<'a> {
     pub(super) log_prob_gap: Option<f64>,
     /// What the policy loss is weighted with; none for plain PPO.
     pub(super) correction: Option<Correction>,
+}
+
+impl Experience<'_> {
+    /// Mean of log π_k − log π_ref of a response, in nats.
+    pub(super) fn reference_kl(&self) -> f64 {
+        let rows = self.rollouts.iter().zip(self.proximal.values.chunks_exact(self.width.max(1)));
+        let sum: f64 = rows
+            .flat_map(|(each, proximal)| each.reference_log_probs.iter().zip(proximal))
+            .map(|(reference, policy)| f64::from(policy - reference))
+            .sum();
+        sum / self.rollouts.len() as f64
+    }
 }
 
 /// Weights in the policy loss.
@@ -154,11 +166,12 @@ impl Learner {
         let reference = Grid::from_rows(rollouts.iter().map(|each| each.reference_log_probs.as_slice()), *width);
         let inputs =
             KlInputs { log_probs: &proximal.values, reference_log_probs: &reference.values, mask, length: *width };
+        let shaping = ShapingConfig { kl_coefficient: self.kl_coefficient.value(), ..self.config.shaping };
         let rewards: Vec<f32> = rollouts.iter().map(|each| each.reward).collect();
-        let mut streams = vec![reward_stream(inputs, &rewards, &self.config.shaping)?];
+        let mut streams = vec![reward_stream(inputs, &rewards, &shaping)?];
         for constraint in 0..costs {
             let costs: Vec<f32> = rollouts.iter().map(|each| each.costs[constraint]).collect();
-            streams.push(cost_stream(inputs, &costs, &self.config.shaping)?);
+            streams.push(cost_stream(inputs, &costs, &shaping)?);
         }
         let discount = self.config.discount;
         let trace = self.trace(rollouts, outlook, off_policy)?;

@@ -18,6 +18,7 @@ use crate::critics::CriticSet;
 use crate::ptx::Ptx;
 use crate::workers::{Replica, shares};
 use phases::Stopwatch;
+use saddle_algorithms::divergence::KlCoefficient;
 use saddle_algorithms::guards::{Guards, Health};
 use saddle_core::{PolicyVersion, ScoredRollout};
 use saddle_lm::{AdamW, Policy, learning_rate_factor, micro_batches};
@@ -35,6 +36,7 @@ pub struct Learner {
     ptx: Ptx,
     version: PolicyVersion,
     guards: Guards,
+    kl_coefficient: KlCoefficient,
     /// Of the update under way.
     stopwatch: Stopwatch,
 }
@@ -62,6 +64,7 @@ impl Learner {
         });
         let workers = workers.collect::<Result<_, _>>()?;
         let guards = Guards::new(config.guards);
+        let kl_coefficient = KlCoefficient::new(config.shaping.kl_coefficient);
         Ok(Self {
             config,
             policy,
@@ -71,6 +74,7 @@ impl Learner {
             ptx,
             version: PolicyVersion(0),
             guards,
+            kl_coefficient,
             stopwatch: Stopwatch::start(),
         })
     }
@@ -106,6 +110,11 @@ impl Learner {
         }
         let constraints = self.config.constraints.keys().map(String::as_str);
         let mut metrics = report::metrics(&experience, &totals, constraints, (&before, self.guards.counts()));
+        metrics.push(("kl_coefficient".to_owned(), self.kl_coefficient.value()));
+        if let Some(reference_kl) = &self.config.shaping.reference_kl {
+            metrics.push(("reference_kl_target".to_owned(), reference_kl.target));
+            self.kl_coefficient.step(reference_kl, experience.reference_kl());
+        }
         metrics.extend(self.stopwatch.metrics());
         Ok(metrics)
     }

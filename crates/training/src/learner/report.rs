@@ -66,15 +66,6 @@ pub(super) fn metrics<'a>(
 ) -> Vec<(String, f64)> {
     let steps = totals.steps.max(1.0);
     let rollouts = experience.rollouts.len() as f64;
-    let reference: f64 = experience
-        .rollouts
-        .iter()
-        .enumerate()
-        .flat_map(|(row, each)| {
-            let proximal = &experience.proximal.values[row * experience.width..];
-            each.reference_log_probs.iter().zip(proximal).map(|(reference, policy)| f64::from(policy - reference))
-        })
-        .sum();
     let lags = &experience.off_policy.lags;
     let summary = &experience.off_policy.summary;
     let non_finite_weights = experience.off_policy.weights.as_ref().map_or(0, |weights| weights.non_finite);
@@ -91,7 +82,7 @@ pub(super) fn metrics<'a>(
         ("rejected_ratio", summary.rejected_fraction),
         ("kl_behaviour_proximal", summary.mean_k3),
         ("kl_proximal_current", totals.k3),
-        ("kl_current_reference", reference / rollouts),
+        ("kl_current_reference", experience.reference_kl()),
         ("entropy", masked_mean(&experience.entropy.values, &experience.mask)),
         ("clip_ratio", totals.clipped / steps),
         ("loss_policy", totals.policy_loss / steps),
