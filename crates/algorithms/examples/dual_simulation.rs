@@ -9,9 +9,19 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use saddle_algorithms::dual::{
     ConstraintConfig, Controller, ControllerConfig, CostEstimate, CostEstimator, CostSample, EstimatorConfig,
-    FreshConfig, LogSgdConfig, LogSgdLaw, PiConfig, SnisConfig, UpperConfig, WindowConfig,
+    FreshConfig, LogSgdConfig, LogSgdLaw, PiConfig, UpperConfig, WindowConfig,
 };
 use saddle_core::PolicyVersion;
+
+/// `pi` nearly linear in log λ, with little damping: what delay and damping do shows best in it.
+const PI: PiConfig = PiConfig {
+    integral_gain: 0.1,
+    proportional_gain: 0.1,
+    step_limit: 0.1,
+    floor: 1e-3,
+    dead_zone_standard_errors: 0.5,
+    scale_gain_with_delay: true,
+};
 
 fn main() {
     delays();
@@ -41,6 +51,7 @@ impl Loop {
             mean: self.history[seen] + noise,
             standard_error: 0.0,
             effective_samples: 128.0,
+            margin: 0.0,
         });
         controller.step(estimate, delay as f64);
         let multiplier = controller.multiplier();
@@ -87,7 +98,7 @@ fn delays() {
     for integral_gain in [0.1, 0.4] {
         for delay in [0, 1, 2, 4, 8] {
             for scale_gain_with_delay in [false, true] {
-                let pi = PiConfig { integral_gain, scale_gain_with_delay, ..PiConfig::default() };
+                let pi = PiConfig { integral_gain, scale_gain_with_delay, ..PI };
                 let quiet = respond(pi, delay, || 0.0);
                 let mut rng = ChaCha8Rng::seed_from_u64(1);
                 let noisy = respond(pi, delay, || normal(&mut rng) / 128_f64.sqrt());
@@ -110,7 +121,7 @@ fn damping() {
     println!("|---|---|---|---|---|");
     for proportional_gain in [0.0, 0.1, 0.3, 1.0] {
         for delay in [0, 1, 4] {
-            let pi = PiConfig { proportional_gain, ..PiConfig::default() };
+            let pi = PiConfig { proportional_gain, ..PI };
             let quiet = respond(pi, delay, || 0.0);
             let mut rng = ChaCha8Rng::seed_from_u64(1);
             let noisy = respond(pi, delay, || normal(&mut rng) / 128_f64.sqrt());
@@ -162,7 +173,7 @@ fn growth() {
 }
 
 fn exact(mean: f64) -> Option<CostEstimate> {
-    Some(CostEstimate { mean, standard_error: 0.0, effective_samples: 128.0 })
+    Some(CostEstimate { mean, standard_error: 0.0, effective_samples: 128.0, margin: 0.0 })
 }
 
 /// One simulated response.
@@ -245,7 +256,6 @@ fn estimators() {
         ("`fresh`", Dated::Scored, fresh.clone()),
         ("`fresh`, lag of the oldest token", Dated::OldestToken, fresh),
         ("`upper`", Dated::Scored, EstimatorConfig::Upper(UpperConfig::default())),
-        ("`snis`", Dated::Scored, EstimatorConfig::Snis(SnisConfig::default())),
         ("`window`", Dated::Scored, EstimatorConfig::Window(WindowConfig::default())),
     ];
     for (name, dated, config) in &kinds {
@@ -274,23 +284,19 @@ fn judge(config: &EstimatorConfig, dated: Dated, correlation: f64, shown: Shown)
     let (mut errors, mut held) = (Vec::new(), 0_u64);
     for (version, arrived) in (0..).zip(&arrivals) {
         for response in arrived {
-            // The ratio of the two normal densities at this cost, for the policy that is current now.
-            let shift = -DRIFT * (version - response.started) as f64;
-            let deviation = response.cost + DRIFT * response.started as f64;
             estimator.observe(CostSample {
                 cost: response.cost,
                 version: PolicyVersion(match dated {
                     Dated::Scored => response.scored,
                     Dated::OldestToken => response.started,
                 }),
-                sequence_log_weight: shift * deviation - 0.5 * shift * shift,
             });
         }
         if version < WARM_UP {
             continue;
         }
         match estimator.estimate(PolicyVersion(version)) {
-            Some(estimate) => errors.push(estimate.mean + DRIFT * version as f64),
+            Some(estimate) => errors.push(estimate.mean + estimate.margin + DRIFT * version as f64),
             None => held += 1,
         }
     }

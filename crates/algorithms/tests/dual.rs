@@ -5,8 +5,8 @@
 use proptest::prelude::*;
 use saddle_algorithms::dual::{
     ConstraintConfig, Controller, ControllerConfig, ControllerState, CostEstimate, CostEstimator, CostSample,
-    EstimatorConfig, FreshConfig, HoldCause, LinearConfig, LinearOptimizer, LogSgdConfig, PiConfig, PidConfig,
-    SnisConfig, Step, UpperConfig, WindowConfig,
+    EstimatorConfig, FreshConfig, HoldCause, LinearConfig, LinearOptimizer, LogSgdConfig, PiConfig, PidConfig, Step,
+    UpperConfig, WindowConfig,
 };
 use saddle_core::PolicyVersion;
 
@@ -27,7 +27,7 @@ fn constraint(controller: ControllerConfig) -> ConstraintConfig {
 }
 
 fn exact(mean: f64) -> Option<CostEstimate> {
-    Some(CostEstimate { mean, standard_error: 0.0, effective_samples: 128.0 })
+    Some(CostEstimate { mean, standard_error: 0.0, effective_samples: 128.0, margin: 0.0 })
 }
 
 fn after(controller: ControllerConfig, costs: &[f64]) -> f64 {
@@ -119,8 +119,15 @@ fn a_state_of_another_kind_is_refused_and_tighter_bounds_are_applied() {
 #[test]
 fn a_pi_step_is_bounded_and_slowed_by_delay_and_skipped_inside_the_noise() {
     let step = |cost: f64, standard_error: f64, delay: f64| {
-        let mut controller = Controller::new(&ConstraintConfig::default());
-        let estimate = CostEstimate { mean: cost, standard_error, effective_samples: 64.0 };
+        let pi = PiConfig {
+            integral_gain: 0.1,
+            step_limit: 0.1,
+            floor: 1e-3,
+            dead_zone_standard_errors: 0.5,
+            ..PiConfig::default()
+        };
+        let mut controller = Controller::new(&constraint(ControllerConfig::Pi(pi)));
+        let estimate = CostEstimate { mean: cost, standard_error, effective_samples: 64.0, margin: 0.0 };
         (controller.step(Some(estimate), delay), controller.multiplier())
     };
     let log_step = |cost, delay| ((step(cost, 0.0, delay).1 + 1e-3) / 1.001_f64).ln();
@@ -175,10 +182,10 @@ fn every_hold_is_counted_by_its_cause() {
     assert_eq!((holds.no_estimate, holds.non_finite, holds.start_up, holds.dead_zone), (1, 1, 1, 0));
 }
 
-fn estimator(config: EstimatorConfig, samples: &[(f64, u64, f64)]) -> CostEstimator {
+fn estimator(config: EstimatorConfig, samples: &[(f64, u64)]) -> CostEstimator {
     let mut estimator = CostEstimator::new(&config);
-    for &(cost, version, sequence_log_weight) in samples {
-        estimator.observe(CostSample { cost, version: PolicyVersion(version), sequence_log_weight });
+    for &(cost, version) in samples {
+        estimator.observe(CostSample { cost, version: PolicyVersion(version) });
     }
     estimator
 }
@@ -189,7 +196,7 @@ fn few(minimum_effective_samples: f64) -> FreshConfig {
 
 #[test]
 fn fresh_weighs_by_lag_and_gives_nothing_below_its_minimum() {
-    let samples = [(4.0, 10, 0.0), (4.0, 10, 0.0), (1.0, 9, 0.0), (1.0, 9, 0.0), (100.0, 8, 0.0)];
+    let samples = [(4.0, 10), (4.0, 10), (1.0, 9), (1.0, 9), (100.0, 8)];
     let fresh = |minimum| estimator(EstimatorConfig::Fresh(few(minimum)), &samples).estimate(PolicyVersion(10));
     let estimate = fresh(2.0).unwrap();
     assert!((estimate.mean - 3.0).abs() < 1e-12);
@@ -208,7 +215,7 @@ fn fresh_weighs_by_lag_and_gives_nothing_below_its_minimum() {
 
 /// An estimator is said to be out of reach exactly where it gives nothing after `versions` versions of `samples` costs each.
 fn check_reach(config: EstimatorConfig, samples: usize, versions: u64) {
-    let all: Vec<_> = (0..versions).flat_map(|version| (0..samples).map(move |_| (1.0, version, 0.0))).collect();
+    let all: Vec<_> = (0..versions).flat_map(|version| (0..samples).map(move |_| (1.0, version))).collect();
     let last = PolicyVersion(versions - 1);
     let estimate = estimator(config.clone(), &all).estimate(last);
     assert_eq!(config.unattainable(samples, versions).is_none(), estimate.is_some(), "{config:?} {samples} {versions}");
@@ -229,39 +236,37 @@ fn an_estimator_is_out_of_reach_exactly_where_steady_batches_give_no_estimate() 
                     );
                 }
             }
-            check_reach(EstimatorConfig::Snis(SnisConfig::default()), samples, versions);
             check_reach(EstimatorConfig::Window(WindowConfig::default()), samples, versions);
         }
     }
     let out_of_reach = EstimatorConfig::default().unattainable(8, 100).unwrap();
-    assert_eq!((out_of_reach.key, out_of_reach.minimum), ("minimum_effective_samples", 64.0));
+    assert_eq!((out_of_reach.key, out_of_reach.minimum), ("fresh.minimum_effective_samples", 64.0));
     assert!((out_of_reach.most - 14.4).abs() < 1e-12);
 }
 
 #[test]
 fn upper_adds_its_standard_errors() {
-    let samples: Vec<_> = (0..64).map(|index| (f64::from(index % 2), 3, 0.0)).collect();
+    let samples: Vec<_> = (0..64).map(|index| (f64::from(index % 2), 3)).collect();
     let mean = estimator(EstimatorConfig::Fresh(few(64.0)), &samples).estimate(PolicyVersion(3)).unwrap();
     let config = UpperConfig { standard_errors: 2.0, fresh: few(64.0) };
     let upper = estimator(EstimatorConfig::Upper(config), &samples).estimate(PolicyVersion(3)).unwrap();
     assert!((mean.standard_error - (0.25_f64 / 63.0).sqrt()).abs() < 1e-12);
-    assert!((upper.mean - mean.mean - 2.0 * mean.standard_error).abs() < 1e-12);
-}
-
-#[test]
-fn snis_follows_its_weights_and_gives_nothing_when_few_samples_carry_them() {
-    let config = SnisConfig { minimum_effective_samples: 2.0, ..SnisConfig::default() };
-    let level: Vec<_> = (0..8).map(|index| (f64::from(index), 0, if index < 4 { 0.0 } else { 3.0_f64.ln() })).collect();
-    let estimate = estimator(EstimatorConfig::Snis(config), &level).estimate(PolicyVersion(9)).unwrap();
-    assert!((estimate.mean - (6.0 + 3.0 * 22.0) / 16.0).abs() < 1e-12);
-    let skewed: Vec<_> = (0..8).map(|index| (1.0, 0, if index == 0 { 5.0 } else { -5.0 })).collect();
-    assert_eq!(estimator(EstimatorConfig::Snis(config), &skewed).estimate(PolicyVersion(9)), None);
+    assert_eq!((upper.mean, upper.margin), (mean.mean, 2.0 * mean.standard_error));
+    let after = |estimate| {
+        let mut controller = Controller::new(&ConstraintConfig { cost_limit: 0.55, ..ConstraintConfig::default() });
+        controller.step(Some(estimate), 0.0);
+        controller.multiplier()
+    };
+    assert!(
+        after(mean) < 1.0 && after(upper) > 1.0,
+        "the mean of 0.5 is under the limit, with two standard errors it is over"
+    );
 }
 
 #[test]
 fn a_cost_that_is_not_finite_is_counted_and_left_out_and_memory_is_bounded() {
     let window = EstimatorConfig::Window(WindowConfig { window_samples: 2 });
-    let estimator = estimator(window, &[(9.0, 0, 0.0), (1.0, 0, 0.0), (f64::NAN, 0, 0.0), (2.0, 0, 0.0)]);
+    let estimator = estimator(window, &[(9.0, 0), (1.0, 0), (f64::NAN, 0), (2.0, 0)]);
     assert_eq!(estimator.estimate(PolicyVersion(0)).unwrap().mean, 1.5);
     assert_eq!(estimator.refused(), 1);
     let saved = serde_json::to_string(&estimator).unwrap();
@@ -273,7 +278,6 @@ fn no_sample_gives_no_estimate() {
     for config in [
         EstimatorConfig::Fresh(FreshConfig::default()),
         EstimatorConfig::Upper(UpperConfig::default()),
-        EstimatorConfig::Snis(SnisConfig::default()),
         EstimatorConfig::Window(WindowConfig::default()),
     ] {
         assert_eq!(CostEstimator::new(&config).estimate(PolicyVersion(0)), None);

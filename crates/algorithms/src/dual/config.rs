@@ -1,6 +1,6 @@
 //! What a run configuration says about one constraint.
 
-use super::{FreshConfig, LinearConfig, LogSgdConfig, PiConfig, PidConfig, SnisConfig, UpperConfig, WindowConfig};
+use super::{FreshConfig, LinearConfig, LogSgdConfig, PiConfig, PidConfig, UpperConfig, WindowConfig};
 use saddle_core::Problems;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -17,7 +17,7 @@ pub struct ConstraintConfig {
     pub maximum_multiplier: f64,
     /// How λ follows the cost. Default `pi`.
     pub controller: ControllerConfig,
-    /// How the cost is estimated. Default `fresh`.
+    /// How the cost is estimated. Default `upper`.
     pub estimator: EstimatorConfig,
 }
 
@@ -62,9 +62,8 @@ impl Default for ControllerConfig {
 pub enum EstimatorConfig {
     /// Weighted mean of the costs scored under the newest policy versions.
     Fresh(FreshConfig),
-    /// Importance-weighted mean over the newest responses, stale ones included.
-    Snis(SnisConfig),
-    /// `fresh` plus a number of standard errors, for a limit that holds with confidence.
+    /// `fresh`, with λ moved as if the mean were a number of standard errors higher: a margin under the limit. Without one,
+    /// half of the batches are over a limit that is met with equality.
     Upper(UpperConfig),
     /// Plain mean of the newest costs, whatever their version (the published rule).
     Window(WindowConfig),
@@ -72,7 +71,7 @@ pub enum EstimatorConfig {
 
 impl Default for EstimatorConfig {
     fn default() -> Self {
-        Self::Fresh(FreshConfig::default())
+        Self::Upper(UpperConfig::default())
     }
 }
 
@@ -109,7 +108,6 @@ impl ConstraintConfig {
             "estimator",
             match &self.estimator {
                 EstimatorConfig::Fresh(fresh) => fresh.validate(),
-                EstimatorConfig::Snis(snis) => snis.validate(),
                 EstimatorConfig::Upper(upper) => upper.validate(),
                 EstimatorConfig::Window(window) => window.validate(),
             },

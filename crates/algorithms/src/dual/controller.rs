@@ -132,6 +132,19 @@ impl Controller {
         self.state.multiplier
     }
 
+    /// Begins anew from this λ, brought inside the bounds; holds stay counted.
+    pub fn set_multiplier(&mut self, multiplier: f64) {
+        let initial_multiplier = self.bounded(multiplier);
+        let holds = self.state.holds;
+        self.state = Self::new(&ConstraintConfig { initial_multiplier, ..self.config.clone() }).state;
+        self.state.holds = holds;
+    }
+
+    /// Keeps to another limit from the next step on.
+    pub fn set_cost_limit(&mut self, cost_limit: f64) {
+        self.config.cost_limit = cost_limit;
+    }
+
     /// What a checkpoint stores.
     #[must_use]
     pub fn state(&self) -> &ControllerState {
@@ -167,13 +180,14 @@ impl Controller {
     fn advance(&self, law: &mut Law, estimate: CostEstimate, delay_versions: f64) -> Result<f64, HoldCause> {
         let ConstraintConfig { cost_limit, maximum_multiplier, .. } = self.config;
         let multiplier = self.state.multiplier;
-        let excess = estimate.mean - cost_limit;
+        let cost = estimate.mean + estimate.margin;
+        let excess = cost - cost_limit;
         match (law, &self.config.controller) {
             (Law::Pi(law), ControllerConfig::Pi(config)) => law
                 .advance(config, multiplier, excess, estimate.standard_error, delay_versions)
                 .ok_or(HoldCause::DeadZone),
             (Law::Pid(law), ControllerConfig::Pid(config)) => {
-                Ok(law.advance(config, estimate.mean, cost_limit, maximum_multiplier))
+                Ok(law.advance(config, cost, cost_limit, maximum_multiplier))
             }
             (Law::Linear(law), ControllerConfig::Linear(config)) => Ok(law.advance(config, multiplier, excess)),
             (Law::LogSgd(law), ControllerConfig::LogSgd(config)) => {

@@ -2,11 +2,13 @@
 
 use super::EstimatorConfig;
 use super::config::require_not_negative;
-use crate::weights::self_normalized_mean;
 use saddle_core::{PolicyVersion, Problems};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
+
+/// A cost estimate is over its limit when it is so by more than this many of its standard errors.
+pub const LIMIT_STANDARD_ERRORS: f64 = 2.0;
 
 /// Samples remembered where the estimator itself sets no number: the bound of its memory.
 const REMEMBERED_SAMPLES: usize = 4096;
@@ -42,52 +44,12 @@ impl FreshConfig {
     }
 }
 
-/// Estimator `snis`: self-normalised importance sampling over whole sequences.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct SnisConfig {
-    /// Newest samples that count. Default 512.
-    pub window_samples: usize,
-    /// Bound of a sequence's weight. Default 5.
-    pub weight_cap: f64,
-    /// Effective sample size over number of samples below which there is no estimate, in 0..=1. Default 0.5.
-    pub minimum_ess_ratio: f64,
-    /// Effective samples below which there is no estimate. Default 64.
-    pub minimum_effective_samples: f64,
-}
-
-impl Default for SnisConfig {
-    fn default() -> Self {
-        Self { window_samples: 512, weight_cap: 5.0, minimum_ess_ratio: 0.5, minimum_effective_samples: 64.0 }
-    }
-}
-
-impl SnisConfig {
-    pub(super) fn validate(&self) -> Problems {
-        let mut problems = Problems::default();
-        let window = self.window_samples;
-        problems.require(window >= 2, "window_samples", format!("must be 2 or more, is {window}"));
-        let cap = self.weight_cap;
-        problems.require(
-            cap.is_finite() && cap >= 1.0,
-            "weight_cap",
-            format!("must be finite and 1 or more, is {cap}"),
-        );
-        let ratio = self.minimum_ess_ratio;
-        problems.require((0.0..=1.0).contains(&ratio), "minimum_ess_ratio", format!("must be in 0..=1, is {ratio}"));
-        let minimum = self.minimum_effective_samples;
-        let possible = (2.0..=window as f64).contains(&minimum);
-        let message = format!("must be in 2..=window_samples ({window}), is {minimum}");
-        problems.require(possible, "minimum_effective_samples", message);
-        problems
-    }
-}
-
 /// Estimator `upper`: an upper confidence bound on the cost.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct UpperConfig {
-    /// z, standard errors added to the mean; 1.645 is a one-sided 95 %. Default 1.645.
+    /// z, standard errors added to the mean. With 1, a limit is met with room for the noise of batches; 1.645 is a one-sided
+    /// 95 %. Default 1.
     pub standard_errors: f64,
     /// The estimate that they are added to.
     pub fresh: FreshConfig,
@@ -95,7 +57,7 @@ pub struct UpperConfig {
 
 impl Default for UpperConfig {
     fn default() -> Self {
-        Self { standard_errors: 1.645, fresh: FreshConfig::default() }
+        Self { standard_errors: 1.0, fresh: FreshConfig::default() }
     }
 }
 
@@ -147,7 +109,6 @@ impl EstimatorConfig {
     /// Those that `fresh` counts weigh d^i at a lag of i: they are worth samples · (Σ d^i)² / Σ d^2i.
     #[must_use]
     pub fn unattainable(&self, samples: usize, versions: u64) -> Option<Unattainable> {
-        let in_all = samples as f64 * versions as f64;
         let fresh = |config: &FreshConfig| {
             let lags = config.maximum_lag_versions.saturating_add(1).min(versions).min(REMEMBERED_SAMPLES as u64);
             let (mut sum, mut squares, mut weight) = (0.0, 0.0, 1.0);
@@ -163,7 +124,6 @@ impl EstimatorConfig {
             Self::Upper(UpperConfig { fresh: config, .. }) => {
                 ("fresh.minimum_effective_samples", config.minimum_effective_samples, fresh(config))
             }
-            Self::Snis(config) => ("minimum_effective_samples", config.minimum_effective_samples, in_all),
             Self::Window(_) => return None,
         };
         (most < minimum).then_some(Unattainable { key, minimum, most })
@@ -178,9 +138,6 @@ pub struct CostSample {
     /// Policy version that was current when it was scored. Not that of its oldest token: by that, long responses look
     /// old and weigh less, and where length goes with harm the estimate is too low (`docs/simulation.md`).
     pub version: PolicyVersion,
-    /// Σ log π_k/μ over its tokens for the policy π_k that was current when it was scored; only `snis` reads it. It is not
-    /// brought up to date, so `snis` trails the policy by the age of its window. 0 where nothing had drifted.
-    pub sequence_log_weight: f64,
 }
 
 /// A mean cost with its uncertainty.
@@ -192,13 +149,15 @@ pub struct CostEstimate {
     pub standard_error: f64,
     /// How many equally weighted samples it is worth.
     pub effective_samples: f64,
+    /// What a controller adds to the mean, in cost units: above 0 with `upper` only.
+    pub margin: f64,
 }
 
 impl CostEstimate {
     /// Whether every number in it is.
     #[must_use]
     pub fn is_finite(&self) -> bool {
-        self.mean.is_finite() && self.standard_error.is_finite()
+        self.mean.is_finite() && self.standard_error.is_finite() && self.margin.is_finite()
     }
 }
 
@@ -220,13 +179,12 @@ impl CostEstimator {
 
     /// Takes a cost in, when it is scored. One that is not finite is counted and left out (DUAL-2).
     pub fn observe(&mut self, sample: CostSample) {
-        if !(sample.cost.is_finite() && sample.sequence_log_weight.is_finite()) {
+        if !sample.cost.is_finite() {
             self.refused += 1;
             return;
         }
         let capacity = match &self.config {
             EstimatorConfig::Fresh(_) | EstimatorConfig::Upper(_) => REMEMBERED_SAMPLES,
-            EstimatorConfig::Snis(config) => config.window_samples,
             EstimatorConfig::Window(config) => config.window_samples,
         };
         self.samples.push_back(sample);
@@ -248,12 +206,8 @@ impl CostEstimator {
             EstimatorConfig::Fresh(config) => self.fresh(config, current),
             EstimatorConfig::Upper(config) => {
                 let estimate = self.fresh(&config.fresh, current)?;
-                Some(CostEstimate {
-                    mean: estimate.mean + config.standard_errors * estimate.standard_error,
-                    ..estimate
-                })
+                Some(CostEstimate { margin: config.standard_errors * estimate.standard_error, ..estimate })
             }
-            EstimatorConfig::Snis(config) => self.snis(config),
             EstimatorConfig::Window(_) => weighted_mean(self.samples.iter().map(|sample| (1.0, sample.cost))),
         }
     }
@@ -277,20 +231,6 @@ impl CostEstimator {
         });
         weighted_mean(weighted).filter(|estimate| estimate.effective_samples >= config.minimum_effective_samples)
     }
-
-    fn snis(&self, config: &SnisConfig) -> Option<CostEstimate> {
-        let log_weights: Vec<f64> = self.samples.iter().map(|sample| sample.sequence_log_weight).collect();
-        let costs: Vec<f64> = self.samples.iter().map(|sample| sample.cost).collect();
-        let estimate = self_normalized_mean(&log_weights, &costs, config.weight_cap).ok()?;
-        let effective_samples = estimate.effective_samples;
-        let enough = effective_samples >= config.minimum_ess_ratio * costs.len() as f64
-            && effective_samples >= config.minimum_effective_samples;
-        enough.then_some(CostEstimate {
-            mean: estimate.mean,
-            standard_error: estimate.standard_error,
-            effective_samples,
-        })
-    }
 }
 
 /// Versions between a sample's scoring and now.
@@ -312,5 +252,5 @@ fn weighted_mean(samples: impl Iterator<Item = (f64, f64)> + Clone) -> Option<Co
     let spread = samples.map(|(w, cost)| w * (cost - mean).powi(2)).sum::<f64>() / weight;
     let freedom = effective_samples - 1.0;
     let standard_error = if freedom > 0.0 { (spread / freedom).sqrt() } else { 0.0 };
-    Some(CostEstimate { mean, standard_error, effective_samples })
+    Some(CostEstimate { mean, standard_error, effective_samples, margin: 0.0 })
 }

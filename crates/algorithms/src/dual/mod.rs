@@ -19,7 +19,8 @@ mod pid;
 pub use config::{ConstraintConfig, ControllerConfig, EstimatorConfig};
 pub use controller::{Controller, ControllerState, HoldCause, Holds, Law, Step};
 pub use estimator::{
-    CostEstimate, CostEstimator, CostSample, FreshConfig, SnisConfig, Unattainable, UpperConfig, WindowConfig,
+    CostEstimate, CostEstimator, CostSample, FreshConfig, LIMIT_STANDARD_ERRORS, Unattainable, UpperConfig,
+    WindowConfig,
 };
 pub use linear::{LinearConfig, LinearLaw, LinearOptimizer};
 pub use log_sgd::{LogSgdConfig, LogSgdLaw};

@@ -1,4 +1,10 @@
 //! Proportional-integral control of log λ: the default.
+//!
+//! With `floor` = 1 it is log(1 + λ) that moves, and 1 / (1 + λ) is the weight of the reward in the policy's objective: a
+//! step is about as strong wherever λ is, and λ near zero answers an excess at once. The proportional part is what keeps
+//! policy and multiplier from circling around the saddle: the sum of its steps is α_P · e, so that the policy climbs an augmented
+//! Lagrangian, whose penalty α_P/2 · e² has its optimum at the limit where the linear one only has a cliff. What was tried
+//! instead: `docs/limit.md`.
 
 use super::config::require_not_negative;
 use crate::real::within;
@@ -10,15 +16,16 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct PiConfig {
-    /// α_0, step of log λ for one unit of excess cost, at delay 0. Default 0.1.
+    /// α_0, step of log(λ + floor) for one unit of excess cost, at delay 0. Default 0.03.
     pub integral_gain: f64,
-    /// α_P, step of log λ for one unit of *change* of the excess; damps the loop. Default 0.1.
+    /// α_P, step of log(λ + floor) for one unit of *change* of the excess; damps the loop. Default 0.5.
     pub proportional_gain: f64,
-    /// Largest step of log λ in one update. Default 0.1.
+    /// Largest step of log(λ + floor) in one update. Default 0.3.
     pub step_limit: f64,
-    /// λ_min, which λ is offset by under the logarithm, so that it can reach zero and leave it again. Default 0.001.
+    /// What λ is offset by under the logarithm. Far below it, λ moves linearly: it reaches zero, and leaves it as fast. Far
+    /// above, its relative change is what is bounded. Default 1.
     pub floor: f64,
-    /// No step while |e| is below this many standard errors of the estimate. Default 0.5.
+    /// No step while |e| is below this many standard errors of the estimate. Default 0: the noise evens out, a drift does not.
     pub dead_zone_standard_errors: f64,
     /// Whether the integral gain is α_0 / (1 + τ), τ the measured delay in policy versions: a delayed integral loop
     /// overshoots above τ^τ/(τ+1)^(τ+1). Default true.
@@ -28,11 +35,11 @@ pub struct PiConfig {
 impl Default for PiConfig {
     fn default() -> Self {
         Self {
-            integral_gain: 0.1,
-            proportional_gain: 0.1,
-            step_limit: 0.1,
-            floor: 1e-3,
-            dead_zone_standard_errors: 0.5,
+            integral_gain: 0.03,
+            proportional_gain: 0.5,
+            step_limit: 0.3,
+            floor: 1.0,
+            dead_zone_standard_errors: 0.0,
             scale_gain_with_delay: true,
         }
     }

@@ -20,7 +20,7 @@ fn the_published_rule_agrees() {
         let (mut estimates, mut multipliers, mut logs) = (Vec::new(), Vec::new(), Vec::new());
         for batch in case.rows("cost_batches") {
             for cost in batch {
-                estimator.observe(CostSample { cost, version: PolicyVersion(0), sequence_log_weight: 0.0 });
+                estimator.observe(CostSample { cost, version: PolicyVersion(0) });
             }
             let mean = estimator.estimate(PolicyVersion(0)).unwrap().mean;
             multiplier = law.advance(&config, mean - case.number("threshold"), maximum).unwrap_or(multiplier);
