@@ -16,7 +16,8 @@ pub struct ImportanceConfig {
     pub log_clamp: f64,
     /// Bound of the weight π_k/μ that multiplies the policy loss. Default 2.
     pub weight_cap: f64,
-    /// A sequence whose mean k3 divergence, in nats, is above this is rejected. Default 0.05.
+    /// A sequence whose mean k3 divergence, in nats, is above this is rejected. A tight limit leaves out just what the policy is learning:
+    /// rare answers that became likely since they were sampled (`docs/limit.md`). Default 0.5.
     pub sequence_k3_limit: f64,
     /// A sequence with a token whose |log-ratio|, in nats, is above this is rejected. Default 5.
     pub token_log_ratio_limit: f64,
@@ -27,7 +28,7 @@ pub struct ImportanceConfig {
 
 impl Default for ImportanceConfig {
     fn default() -> Self {
-        Self { log_clamp: 20.0, weight_cap: 2.0, sequence_k3_limit: 0.05, token_log_ratio_limit: 5.0, noise: 0.01 }
+        Self { log_clamp: 20.0, weight_cap: 2.0, sequence_k3_limit: 0.5, token_log_ratio_limit: 5.0, noise: 0.01 }
     }
 }
 

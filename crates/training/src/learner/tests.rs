@@ -183,6 +183,7 @@ fn a_fresh_rollout_in_a_stale_batch_has_weights_of_one() {
 
 #[test]
 fn a_rejected_response_does_not_move_the_policy_and_its_tokens_still_count() {
+    const TIGHT: &str = "correction.rejection.k3_limit = 0.05";
     let train = |reward: f32, more: &str| {
         let mut batch = rollouts(1, one_far_away);
         batch[0].reward = reward;
@@ -190,12 +191,12 @@ fn a_rejected_response_does_not_move_the_policy_and_its_tokens_still_count() {
         let metrics = learner.update(&batch, &[0.5]).unwrap();
         (metric(&metrics, "rejected_ratio"), gradient(&learner))
     };
-    assert_eq!(train(-2.0, "").0, 1.0 / 6.0);
-    assert!(train(-2.0, "").1 == train(40.0, "").1, "the rejected response counts");
+    assert_eq!(train(-2.0, TIGHT).0, 1.0 / 6.0);
+    assert!(train(-2.0, TIGHT).1 == train(40.0, TIGHT).1, "the rejected response counts");
     let without = "correction.rejection.enabled = false";
     assert_eq!(train(-2.0, without).0, 0.0);
     assert!(train(-2.0, without).1 != train(40.0, without).1, "nothing else is rejected");
-    assert!(train(0.0, "").1 != train(0.0, without).1, "rejecting changes nothing");
+    assert!(train(0.0, TIGHT).1 != train(0.0, without).1, "rejecting changes nothing");
 }
 
 #[test]
@@ -244,7 +245,8 @@ fn passes_end_when_the_policy_has_moved_far_enough() {
 
 #[test]
 fn too_much_rejection_or_drift_leaves_the_policy_and_trains_the_critics() {
-    for (guard, cause) in [("rejected_limit = 0.1", "rejected"), ("drift_limit = 1e-6", "drift")] {
+    let rejected = "rejected_limit = 0.1\ncorrection.rejection.k3_limit = 0.05";
+    for (guard, cause) in [(rejected, "rejected"), ("drift_limit = 1e-6", "drift")] {
         let mut learner = learner(&format!("guards.{guard}"));
         let before = weights(&learner);
         let metrics = learner.update(&rollouts(1, one_far_away), &[0.5]).unwrap();
