@@ -6,4 +6,4 @@ mod summary;
 
 pub use comparison::{Margin, PreferenceCounts, SafetyTable, safety_table, win_tie_lose};
 pub use ratings::{Ratings, bradley_terry};
-pub use summary::{Interval, MeanWithError, bootstrap_interval, mean, mean_with_error, quantile};
+pub use summary::{Interval, MeanWithError, bootstrap_interval, confidence_margin, mean, mean_with_error, quantile};
