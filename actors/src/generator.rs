@@ -8,6 +8,7 @@ use crate::meters::GeneratorMeters;
 use crate::shared::{Next, Run, StageError, Work};
 use crate::work::{Group, Item, send};
 use saddle_core::{PolicyVersion, Prompt, PromptOrdinal, Rollout};
+use saddle_flow::invariants::{self, Invariant};
 use saddle_flow::{FlowError, Outcome, Receiver, Sender, Snapshot, Stage, Ticket};
 use saddle_training::config::{WeightsTaking, seconds};
 use std::collections::{BTreeMap, VecDeque};
@@ -55,6 +56,8 @@ impl<E: Engines> Generator<E> {
             WeightsTaking::ContinueRebuild => Cache::Rebuild,
         };
         if let Some(newer) = self.run.weights.newer_than(self.weights.version) {
+            let advances = invariants::version_advances(self.weights.version, newer.version);
+            invariants::check(Invariant::Stale2, advances);
             let start = Instant::now();
             self.engine.load(&newer, cache)?;
             self.run.meters.swapped(start.elapsed());

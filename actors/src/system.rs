@@ -11,7 +11,8 @@ use crate::work::Update;
 use crate::{OrderError, Plan, Remote, Role};
 use ractor::Actor;
 use saddle_core::PolicyVersion;
-use saddle_flow::{Counts, EdgeStats, FlowError, Reason, Receiver, Stage, invariants};
+use saddle_flow::invariants::{self, Invariant};
+use saddle_flow::{Counts, EdgeStats, FlowError, Reason, Receiver, Stage};
 use saddle_telemetry::Telemetry;
 use saddle_training::Dual;
 use std::sync::Arc;
@@ -197,15 +198,21 @@ impl<E: Engines> System<E> {
     /// Ends every stage and waits for their threads, for at most `patience`.
     #[must_use]
     pub fn finish(mut self, patience: Duration) -> Remains<E::Learner> {
+        let in_order = !self.run.root.is_cancelled() && self.is_over();
         self.run.root.cancel("the run is over");
         if let Some(supervised) = self.supervised.take() {
             // A thread that hangs is left behind.
             let _ = self.runtime.block_on(async { tokio::time::timeout(patience, supervised).await });
         }
         let counts = self.run.ledger.counts();
-        let left = self.edges.iter().map(|edge| edge.read().items).sum();
+        // A version that waits to be examined holds no prompt.
+        let evaluator = self.run.plan.name(Role::Evaluator);
+        let left = self.edges.iter().filter(|edge| !edge.name().ends_with(&*evaluator)).map(|edge| edge.read().items);
+        let left = left.sum();
         let (available, total) = self.credits();
         let drained = invariants::drained(counts.open, left, available, total);
+        // A drain that was cut short, by a second signal or a failure, owes nothing.
+        invariants::check(Invariant::Flow4, drained || !in_order || !self.is_draining());
         Remains { learner: lock(&self.run.desk).engine.take(), counts, drained }
     }
 }

@@ -25,8 +25,6 @@ pub enum Outcome {
     Trained,
     /// Its rollout was too old when the learner took it.
     DroppedStale,
-    /// Its rollout was too far off-policy, or had nothing to learn from.
-    Rejected,
     /// It could not be finished: the run drained, or the prompt leaves no room for a response.
     Failed,
     /// Attempts at it failed too often.
@@ -35,7 +33,7 @@ pub enum Outcome {
 
 impl Outcome {
     /// Every outcome.
-    pub const ALL: [Self; 5] = [Self::Trained, Self::DroppedStale, Self::Rejected, Self::Failed, Self::Quarantined];
+    pub const ALL: [Self; 4] = [Self::Trained, Self::DroppedStale, Self::Failed, Self::Quarantined];
 
     /// Its name as a metric label.
     #[must_use]
@@ -43,7 +41,6 @@ impl Outcome {
         match self {
             Self::Trained => "trained",
             Self::DroppedStale => "dropped_stale",
-            Self::Rejected => "rejected",
             Self::Failed => "failed",
             Self::Quarantined => "quarantined",
         }

@@ -199,8 +199,8 @@ fn waiting_for_the_end_of_a_drain_has_a_deadline() {
     let held = run.ticket();
     let late = run.ledger.wait_until(&stage, |counts| counts.open == 0).unwrap_err();
     assert_eq!(late, FlowError::Deadline { at: "ledger".into(), patience: Duration::from_secs(9) });
-    drop(held.settle(Outcome::Rejected));
-    assert_eq!(run.ledger.wait_until(&stage, |counts| counts.open == 0).unwrap().ended(Outcome::Rejected), 1);
+    drop(held.settle(Outcome::DroppedStale));
+    assert_eq!(run.ledger.wait_until(&stage, |counts| counts.open == 0).unwrap().ended(Outcome::DroppedStale), 1);
 }
 
 #[test]
