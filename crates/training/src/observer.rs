@@ -1,6 +1,9 @@
 //! How a stage tells of its progress.
 
-use saddle_core::ScoredRollout;
+use crate::TrainingError;
+use crate::dual::DualStep;
+use saddle_core::{PolicyVersion, ScoredRollout};
+use saddle_lm::Policy;
 
 /// Whoever watches a stage: a metrics log, a progress display, a test.
 pub trait Observer {
@@ -13,6 +16,21 @@ pub trait Observer {
         Vec::new()
     }
 
+    /// What each constraint's step for the coming update `update` went by. What this returns is added to its metrics.
+    fn constraints(&mut self, update: u64, steps: &[DualStep]) -> Vec<(String, f64)> {
+        let _ = (update, steps);
+        Vec::new()
+    }
+
+    /// The policy as it is after its update to `version`, in the synchronous schedule.
+    ///
+    /// # Errors
+    /// Whatever ends the training.
+    fn published(&mut self, version: PolicyVersion, policy: &Policy) -> Result<(), TrainingError> {
+        let _ = (version, policy);
+        Ok(())
+    }
+
     /// Who waits for whom, in a few words, with the step that comes next.
     fn waits(&mut self, text: &str) {
         let _ = text;
@@ -20,4 +38,10 @@ pub trait Observer {
 
     /// Something worth a line: rows left out, rollouts not trained on.
     fn note(&mut self, message: &str);
+}
+
+/// A metric of one constraint: its plain name where there is only one constraint, else with the constraint's name.
+#[must_use]
+pub fn constraint_metric(metric: &str, constraint: &str, only: bool) -> String {
+    if only { metric.to_owned() } else { format!("{metric}_{constraint}") }
 }
