@@ -5,7 +5,12 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use crate::files::{to_json_lines, write_whole};
-use crate::{Machine, MetricsLog, ResponseRecord, StoreError};
+use crate::{EvaluationLog, EvaluationRecord, Machine, MetricsLog, ResponseRecord, StoreError, read_evaluations};
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use serde::Serialize;
+
+/// What the policy beside it came to.
+const EVALUATION_FILE: &str = "evaluation.json";
 
 /// One run's directory. The layout is in the crate's own documentation.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,7 +68,11 @@ impl RunDirectory {
             self.metrics_path(),
             self.tensorboard_path(),
             self.model_path(),
+            self.best_path(),
             self.adapter_path(),
+            self.evaluations_path(),
+            self.samples_path(),
+            self.verdicts_path(),
             self.responses_path(),
             self.report_path(),
             self.config_path(),
@@ -108,6 +117,26 @@ impl RunDirectory {
     /// The trained model, in the Hugging Face layout.
     pub fn model_path(&self) -> PathBuf {
         self.path.join("model")
+    }
+
+    /// The best policy that was seen to keep every limit, in the Hugging Face layout.
+    pub fn best_path(&self) -> PathBuf {
+        self.path.join("best")
+    }
+
+    /// The evaluations along the way, one JSON object a line.
+    pub fn evaluations_path(&self) -> PathBuf {
+        self.path.join("evaluations.jsonl")
+    }
+
+    /// What the run came to for each constraint.
+    pub fn verdicts_path(&self) -> PathBuf {
+        self.path.join("verdict.json")
+    }
+
+    /// Answers of the evaluations, one JSON object a line.
+    pub fn samples_path(&self) -> PathBuf {
+        self.path.join("samples.jsonl")
     }
 
     /// The adapters of the trained model, if it has any, in PEFT's layout.
@@ -157,6 +186,13 @@ impl RunDirectory {
         write_whole(&self.responses_path(), &to_json_lines(responses))
     }
 
+    /// Writes what the run came to for each constraint.
+    pub fn write_verdicts(&self, verdicts: &[impl Serialize]) -> Result<(), StoreError> {
+        let text =
+            serde_json::to_vec_pretty(verdicts).map_err(|error| StoreError::io(&self.verdicts_path())(error.into()))?;
+        write_whole(&self.verdicts_path(), &text)
+    }
+
     /// Writes the report.
     pub fn write_report(&self, html: &str) -> Result<(), StoreError> {
         write_whole(&self.report_path(), html.as_bytes())
@@ -165,6 +201,36 @@ impl RunDirectory {
     /// Starts the run's metrics, in both formats; the run's clock starts now.
     pub fn start_metrics(&self) -> Result<MetricsLog, StoreError> {
         MetricsLog::create(&self.metrics_path(), &self.tensorboard_path())
+    }
+
+    /// Puts the policy that `fill` writes, and what it came to, into `best/`, in one step: whoever reads sees the old one or
+    /// the new one.
+    ///
+    /// # Errors
+    /// I/O errors, or whatever `fill` returns; the old one then stays.
+    pub fn replace_best<E: From<StoreError>>(
+        &self,
+        evaluation: &EvaluationRecord,
+        fill: impl FnOnce(&Path) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let (best, next) = (self.best_path(), self.path.join("best.partial"));
+        remove(&next)?;
+        fs::create_dir(&next).map_err(StoreError::io(&next))?;
+        fill(&next)?;
+        write_whole(&next.join(EVALUATION_FILE), &to_json_lines(std::slice::from_ref(evaluation)))?;
+        let swap = if best.is_dir() { RenameFlags::EXCHANGE } else { RenameFlags::NOREPLACE };
+        renameat_with(CWD, &next, CWD, &best, swap).map_err(|error| StoreError::io(&best)(error.into()))?;
+        Ok(remove(&next)?)
+    }
+
+    /// What the policy in `best/` came to; `None` where no policy was seen to keep every limit.
+    pub fn read_best(&self) -> Result<Option<EvaluationRecord>, StoreError> {
+        Ok(read_evaluations(&self.best_path().join(EVALUATION_FILE))?.pop())
+    }
+
+    /// Starts the run's evaluations.
+    pub fn start_evaluations(&self) -> Result<EvaluationLog, StoreError> {
+        EvaluationLog::create(self.evaluations_path(), self.samples_path())
     }
 
     fn is_empty(&self) -> Result<bool, StoreError> {

@@ -6,6 +6,8 @@
 //! RUN/metrics.jsonl    one flat JSON object a line: step, seconds, then named numbers
 //! RUN/tensorboard/     the same numbers for TensorBoard
 //! RUN/model/           the trained model, a Hugging Face directory
+//! RUN/best/            the best policy that was seen to keep every limit, like model/
+//! RUN/evaluations.jsonl   what the policy came to on held-out prompts along the way, and RUN/samples.jsonl some answers
 //! RUN/adapter/         its adapters, if it was trained with some, in PEFT's layout
 //! RUN/responses.jsonl  evaluation answers with their scores
 //! RUN/report.html      the report
@@ -16,6 +18,7 @@
 
 mod directory;
 mod error;
+mod evaluations;
 mod files;
 mod machine;
 mod metrics;
@@ -24,6 +27,9 @@ mod tensorboard;
 
 pub use directory::RunDirectory;
 pub use error::StoreError;
+pub use evaluations::{
+    ConstraintFigures, EvaluationLog, EvaluationRecord, Figure, Figures, SampleRecord, read_evaluations,
+};
 pub use machine::{Machine, peak_memory_bytes};
 pub use metrics::{MetricsLog, MetricsRow, read_metrics};
 pub use responses::{Decoding, ResponseRecord, read_responses};
