@@ -409,7 +409,7 @@ mod tests {
 
     #[test]
     fn a_multiplier_that_could_never_move_is_refused_in_both_schedules() {
-        let key = "constraints.cost.dual.estimator.minimum_effective_samples";
+        let key = "constraints.cost.dual.estimator.fresh.minimum_effective_samples";
         for schedule in ["", "schedule.kind = \"synchronous\"\n"] {
             assert_eq!(problems(&format!("{schedule}ppo.batch_rollouts = 35")), [key]);
             assert!(problems(&format!("{schedule}ppo.batch_rollouts = 36")).is_empty());

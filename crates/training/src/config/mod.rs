@@ -2,18 +2,24 @@
 //!
 //! Every key has a default or is required; [`Validate::problems`] lists all that is wrong at once.
 
+mod alarms;
 mod asynchronous;
 mod correction;
+mod disturbance;
+mod evaluation;
 mod policy_training;
 mod ppo;
 mod sections;
 mod supervised;
 
+pub use alarms::AlarmsSection;
 pub use asynchronous::{
     EdgesSection, PlacementSection, ScheduleKind, ScheduleSection, StagePlacement, SupervisionSection,
     TelemetrySection, WeightsTaking, seconds,
 };
 pub use correction::{CorrectionKind, CorrectionSection, LambdaVtraceConfig, RejectionSection, TargetsConfig};
+pub use disturbance::Disturbance;
+pub use evaluation::EvaluationSection;
 pub use policy_training::{
     ConstraintSection, Critics, CriticsSection, GenerationSection, PolicySection, PrecisionSection, PromptsSection,
     ScorerSection, TrainConfig,

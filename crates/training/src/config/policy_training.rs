@@ -1,8 +1,8 @@
 //! Configuration of `saddle train`: PPO-Lagrangian.
 
 use super::{
-    CorrectionSection, EdgesSection, PlacementSection, PpoSection, RunSection, ScheduleSection, SupervisionSection,
-    TelemetrySection, Validate,
+    AlarmsSection, CorrectionSection, Disturbance, EdgesSection, EvaluationSection, PlacementSection, PpoSection,
+    RunSection, ScheduleSection, SupervisionSection, TelemetrySection, Validate,
 };
 use saddle_algorithms::dual::{ConstraintConfig, ControllerConfig, Unattainable};
 use saddle_algorithms::guards::GuardConfig;
@@ -48,9 +48,18 @@ pub struct TrainConfig {
     /// Where an update is cut short or left out.
     #[serde(default)]
     pub guards: GuardConfig,
+    /// How the policy is examined while it is trained, and once it is.
+    #[serde(default)]
+    pub evaluation: EvaluationSection,
+    /// When it is told that something is wrong.
+    #[serde(default)]
+    pub alarms: AlarmsSection,
     /// The critics.
     #[serde(default)]
     pub critics: CriticsSection,
+    /// What is changed under the run on purpose, to see how the multipliers answer it. For experiments only.
+    #[serde(default)]
+    pub disturbances: Vec<Disturbance>,
     /// What the stages compute in.
     #[serde(default)]
     pub precision: PrecisionSection,
@@ -216,6 +225,8 @@ impl Validate for TrainConfig {
         problems.require(self.ppo.workers <= 1 || device == "cpu", "ppo.workers", message);
         problems.section("correction", self.correction.problems());
         problems.section("guards", self.guards.validate());
+        problems.section("alarms", self.alarms.problems());
+        problems.section("evaluation", self.evaluation.problems());
         problems.require(
             !self.constraints.is_empty(),
             "constraints",
@@ -235,6 +246,9 @@ impl Validate for TrainConfig {
             "policy.warmup_ratio",
             format!("must be in 0..1, is {}", self.policy.warmup_ratio),
         );
+        for (index, disturbance) in self.disturbances.iter().enumerate() {
+            problems.section(&format!("disturbances.{index}"), disturbance.validate(self.ppo.updates));
+        }
         problems.section("lora", self.lora.as_ref().map(LoraConfig::validate).unwrap_or_default());
         problems.require(self.critics.clip_value > 0.0, "critics.clip_value", "must be positive");
         problems.iter().chain(self.schedule_problems().iter()).cloned().collect()
