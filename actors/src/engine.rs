@@ -128,6 +128,15 @@ pub trait Engines: Send + Sync + 'static {
     /// [`EngineError::Fatal`] if there is no way back to that version.
     fn learner(&self, version: PolicyVersion) -> Result<Self::Learner, EngineError>;
 
+    /// Examines the weights of `version` on prompts that are not trained on.
+    ///
+    /// # Errors
+    /// If it cannot.
+    fn evaluate(&self, version: PolicyVersion, weights: &Self::Weights) -> Result<(), EngineError> {
+        let _ = (version, weights);
+        Ok(())
+    }
+
     /// Memory of published weights, in bytes.
     fn size_bytes(weights: &Self::Weights) -> usize;
 

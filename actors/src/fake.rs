@@ -3,10 +3,11 @@
 
 use crate::Role;
 use crate::engine::{Cache, EngineError, Engines, Generate, Learn, Score, Verdict};
+use crate::shared::lock;
 use saddle_core::{Finish, PolicyVersion, Prompt, PromptOrdinal, Rollout, ScoredRollout};
 use saddle_flow::Snapshot;
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// How long things take, and how large they are.
@@ -34,19 +35,26 @@ pub type Mishap = Arc<dyn Fn(Role, usize) + Send + Sync>;
 pub struct FakeEngines {
     times: Times,
     mishap: Option<Mishap>,
+    evaluated: Arc<Mutex<Vec<PolicyVersion>>>,
 }
 
 impl FakeEngines {
     /// Engines that never fail.
     #[must_use]
     pub fn new(times: Times) -> Self {
-        Self { times, mishap: None }
+        Self { times, mishap: None, evaluated: Arc::default() }
     }
 
     /// Engines that fail as `mishap` does.
     #[must_use]
     pub fn failing(times: Times, mishap: Mishap) -> Self {
-        Self { times, mishap: Some(mishap) }
+        Self { mishap: Some(mishap), ..Self::new(times) }
+    }
+
+    /// The versions that were examined so far, in order.
+    #[must_use]
+    pub fn evaluated(&self) -> Vec<PolicyVersion> {
+        lock(&self.evaluated).clone()
     }
 }
 
@@ -85,6 +93,11 @@ impl Engines for FakeEngines {
 
     fn learner(&self, _version: PolicyVersion) -> Result<FakeLearner, EngineError> {
         Ok(FakeLearner { update: self.times.update, pace: Pace::default() })
+    }
+
+    fn evaluate(&self, version: PolicyVersion, (): &()) -> Result<(), EngineError> {
+        lock(&self.evaluated).push(version);
+        Ok(())
     }
 
     fn size_bytes((): &()) -> usize {

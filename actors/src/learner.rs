@@ -11,7 +11,7 @@
 use crate::desk::Settled;
 use crate::engine::{EngineError, Engines, Learn};
 use crate::shared::{Next, Run, StageError, Work, lock};
-use crate::work::{CostReport, Group, Item, Update};
+use crate::work::{CostReport, Group, Item, Published, Update};
 use saddle_core::{PolicyVersion, PromptOrdinal, ScoredRollout};
 use saddle_flow::invariants::{self, Invariant};
 use saddle_flow::{FlowError, Outcome, Receiver, Sender, Stage};
@@ -27,6 +27,8 @@ pub(crate) struct Learner<E: Engines> {
     input: Receiver<Group<ScoredRollout>>,
     costs: Sender<CostReport>,
     updates: Sender<Update>,
+    /// To the evaluator, if there is one.
+    examined: Option<Sender<Published<E::Weights>>>,
     /// Rollouts that wait for their batch.
     held: BTreeMap<PromptOrdinal, Item<ScoredRollout>>,
     last_input: Instant,
@@ -38,8 +40,9 @@ impl<E: Engines> Learner<E> {
         input: Receiver<Group<ScoredRollout>>,
         costs: Sender<CostReport>,
         updates: Sender<Update>,
+        examined: Option<Sender<Published<E::Weights>>>,
     ) -> Self {
-        Self { run, input, costs, updates, held: BTreeMap::new(), last_input: Instant::now() }
+        Self { run, input, costs, updates, examined, held: BTreeMap::new(), last_input: Instant::now() }
     }
 
     /// Takes in rollouts. A long time without any is an error, however short each wait is.
@@ -154,7 +157,7 @@ impl<E: Engines> Learner<E> {
         let engine = lock(&run.desk).engine.take();
         let mut engine = engine.map_or_else(|| run.engines.learner(version), Ok)?;
         let start = Instant::now();
-        let learnt = engine.update(&settled.rollouts, &multipliers.values)?;
+        let learnt = engine.update(&settled.rollouts, &multipliers.values())?;
         let learn_seconds = start.elapsed().as_secs_f64();
         let start = Instant::now();
         let weights = engine.snapshot()?;
@@ -165,10 +168,12 @@ impl<E: Engines> Learner<E> {
         }
         run.weights.publish(version.next(), weights)?;
         lock(&run.desk).put_back(engine, version);
-        let metrics = multipliers.metrics.iter().cloned().chain(learnt).collect();
-        let batch = Arc::clone(&settled.rollouts);
-        let update = Update { version: version.next(), batch, metrics, learn_seconds };
+        let (batch, constraints) = (Arc::clone(&settled.rollouts), multipliers.steps.clone());
+        let update = Update { version: version.next(), batch, constraints, metrics: learnt, learn_seconds };
         self.updates.send(update, stage).map_err(FlowError::from)?;
+        if let Some(examined) = self.examined.as_ref().filter(|_| run.plan.is_examined(version.next())) {
+            examined.send(Published(run.weights.newest()), stage).map_err(FlowError::from)?;
+        }
         self.last_input = Instant::now();
         self.clear(version);
         Ok(())

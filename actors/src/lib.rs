@@ -11,7 +11,7 @@
 //!
 //! | file | what it is |
 //! |---|---|
-//! | `source` `generator` `scorer` `join` `multiplier` `learner` | one stage each: what it does in a step |
+//! | `source` `generator` `scorer` `join` `multiplier` `learner` `evaluator` | one stage each: what it does in a step |
 //! | `stage_host` | a stage's thread and its control face |
 //! | `supervisor` `restarts` `standstill` | who replaces, scales, pauses and ends |
 //! | [`Remote`] | commands to them |
@@ -24,6 +24,7 @@
 
 mod desk;
 pub mod engine;
+mod evaluator;
 pub mod fake;
 pub mod faults;
 mod generator;

@@ -5,10 +5,12 @@
 
 use crate::messages::{Cause, Report};
 use crate::work::Update;
+use saddle_algorithms::dual::{CostEstimate, HoldCause, Step};
 use saddle_core::{Finish, PolicyVersion, PromptOrdinal, Rollout};
 use saddle_flow::invariants::{Invariant, violations};
 use saddle_flow::{Activity, Credits, EdgeObserver, EdgeStats, LedgerObserver, Outcome};
 use saddle_telemetry::{Counter, Gauge, Histogram, Telemetry, catalogue};
+use saddle_training::DualStep;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -152,20 +154,12 @@ impl Meters {
             catalogue::UNSAFE.of(telemetry, [name]).set(mean(&|each| f64::from(u8::from(cost(each) > 0.0))));
         }
         for (name, value) in &update.metrics {
-            self.number(name, *value, constraints);
+            self.number(name, *value);
         }
-        for constraint in constraints {
-            let number = |metric: &str| {
-                let name = if constraints.len() == 1 { metric.to_owned() } else { format!("{metric}_{constraint}") };
-                update.metrics.iter().find(|(each, _)| *each == name).map(|(_, value)| *value)
-            };
-            if let (Some(estimate), Some(limit)) = (number("cost_estimate"), number("cost_limit")) {
-                catalogue::CONSTRAINT_VIOLATION.of(telemetry, [constraint]).set((estimate - limit).max(0.0));
-            }
-        }
+        update.constraints.iter().for_each(|step| self.stepped(step));
     }
 
-    fn number(&self, name: &str, value: f64, constraints: &[String]) {
+    fn number(&self, name: &str, value: f64) {
         let telemetry = &self.telemetry;
         let phase = |phase| catalogue::LEARNER_STEP.of(telemetry, [phase]).record(value);
         let skipped = |cause| catalogue::UPDATES_SKIPPED.of(telemetry, [cause]).increment(value as u64);
@@ -175,7 +169,10 @@ impl Meters {
             "importance_ess_ratio_token" => catalogue::IMPORTANCE_ESS.of(telemetry, ["token"]),
             "importance_ess_ratio_sequence" => catalogue::IMPORTANCE_ESS.of(telemetry, ["sequence"]),
             "importance_truncated_ratio" => catalogue::IMPORTANCE_TRUNCATED.of(telemetry, []),
+            "rejected_ratio" => catalogue::REJECTED.of(telemetry, []),
             "entropy" => catalogue::ENTROPY.of(telemetry, []),
+            "kl_coefficient" => catalogue::KL_COEFFICIENT.of(telemetry, []),
+            "reference_kl_target" => catalogue::REFERENCE_KL_TARGET.of(telemetry, []),
             "clip_ratio" => catalogue::CLIP.of(telemetry, []),
             "log_prob_gap" => catalogue::LOG_PROB_GAP.of(telemetry, []),
             "logprob_seconds" => return phase("logprob"),
@@ -196,7 +193,7 @@ impl Meters {
                 } else if let Some(stream) = name.strip_prefix("explained_variance_") {
                     (&catalogue::EXPLAINED_VARIANCE, stream)
                 } else {
-                    return self.constraint_number(name, value, constraints);
+                    return;
                 };
                 family.of(telemetry, [label])
             }
@@ -204,28 +201,26 @@ impl Meters {
         gauge.set(value);
     }
 
-    /// A number of the λ controller: with one constraint under its plain name, else with the constraint's after it.
-    fn constraint_number(&self, name: &str, value: f64, constraints: &[String]) {
+    /// Records what a constraint's step went by.
+    fn stepped(&self, step: &DualStep) {
         let telemetry = &self.telemetry;
-        let named = constraints.iter().find_map(|constraint| {
-            let metric = name.strip_suffix(constraint.as_str())?.strip_suffix('_')?;
-            Some((metric, constraint))
-        });
-        let only = constraints.first().filter(|_| constraints.len() == 1).map(|constraint| (name, constraint));
-        let Some((metric, constraint)) = only.or(named) else { return };
-        match metric {
-            "lambda" => catalogue::LAMBDA.of(telemetry, [constraint]).set(value),
-            "cost_limit" => catalogue::COST_LIMIT.of(telemetry, [constraint]).set(value),
-            "cost_estimate" => catalogue::COST_ESTIMATE.of(telemetry, [constraint, "controller"]).set(value),
-            "cost_estimate_stderr" => {
-                catalogue::COST_ESTIMATE_STDERR.of(telemetry, [constraint, "controller"]).set(value)
-            }
-            "cost_estimator_ess_ratio" => catalogue::COST_ESTIMATOR_ESS.of(telemetry, [constraint]).set(value),
-            held => {
-                let Some(cause) = held.strip_prefix("lambda_held_") else { return };
-                catalogue::LAMBDA_HOLDS.of(telemetry, [constraint, cause]).increment(value as u64);
-            }
+        let constraint = step.constraint.as_str();
+        catalogue::LAMBDA.of(telemetry, [constraint]).set(step.multiplier);
+        catalogue::LAMBDA_MAX.of(telemetry, [constraint]).set(step.maximum_multiplier);
+        catalogue::COST_LIMIT.of(telemetry, [constraint]).set(step.limit);
+        if let Some(CostEstimate { mean, standard_error, .. }) = step.estimate {
+            catalogue::COST_ESTIMATE.of(telemetry, [constraint, "controller"]).set(mean);
+            catalogue::COST_ESTIMATE_STDERR.of(telemetry, [constraint, "controller"]).set(standard_error);
+            catalogue::CONSTRAINT_VIOLATION.of(telemetry, [constraint]).set((mean - step.limit).max(0.0));
         }
+        if let Some(ratio) = step.ess_ratio {
+            catalogue::COST_ESTIMATOR_ESS.of(telemetry, [constraint]).set(ratio);
+        }
+        for cause in HoldCause::ALL {
+            let held = u64::from(step.step == Step::Held(cause));
+            catalogue::LAMBDA_HOLDS.of(telemetry, [constraint, cause.label()]).increment(held);
+        }
+        catalogue::LIMIT_EXCEEDED.of(telemetry, [constraint]).increment(u64::from(step.is_over()));
     }
 }
 

@@ -25,6 +25,9 @@ use tch::Device;
 /// Gives the prompt at a place of the endless sequence.
 pub type Prompts = Box<dyn Fn(PromptOrdinal) -> Prompt + Send + Sync>;
 
+/// Examines the policy of a version.
+pub type Examine = Box<dyn Fn(PolicyVersion, &Policy) + Send + Sync>;
+
 /// A frozen model that threads take views of. A tensor may move to another thread, but not be used by two at once; under
 /// the lock, one thread at a time makes a handle of its own to memory that nobody writes.
 #[derive(Debug)]
@@ -51,6 +54,7 @@ pub struct ModelEngines {
     /// Longest prompt and response together, in tokens.
     capacity: usize,
     prompts: Prompts,
+    examine: Examine,
     reference: Frozen<Policy>,
     /// The reward's, then each cost's.
     scorers: Vec<(Frozen<ScoreModel>, Option<Normalizer>)>,
@@ -67,12 +71,14 @@ impl ModelEngines {
         judges: Judges,
         settings: DecodeSettings,
         prompts: Prompts,
+        examine: Examine,
     ) -> Self {
         let Judges { reference, reward, costs } = judges;
         Self {
             capacity: config.prompts.max_tokens + settings.max_new_tokens,
             settings,
             prompts,
+            examine,
             reference: Frozen::new(reference),
             scorers: std::iter::once(reward)
                 .chain(costs)
@@ -89,7 +95,7 @@ impl ModelEngines {
             Role::Generator => Some(&placement.generator),
             Role::Scorer(0) => Some(&placement.reward),
             Role::Scorer(lane) if lane < self.scorers.len() => Some(&placement.cost),
-            Role::Scorer(_) => Some(&placement.reference),
+            Role::Scorer(_) | Role::Evaluator => Some(&placement.reference),
             Role::Learner => Some(&placement.learner),
             Role::Source | Role::Join | Role::Multiplier => None,
         }
@@ -133,6 +139,13 @@ impl Engines for ModelEngines {
             let next = version.next();
             EngineError::Fatal(format!("the update to {next} failed half-way, and its weights are lost with it"))
         })
+    }
+
+    fn evaluate(&self, version: PolicyVersion, weights: &Frozen<Policy>) -> Result<(), EngineError> {
+        let device = self.device(Role::Learner)?;
+        let policy = weights.on(device).map_err(TrainingError::from)?;
+        (self.examine)(version, &policy);
+        Ok(streams::synchronize(device).map_err(LmError::from).map_err(TrainingError::from)?)
     }
 
     fn size_bytes(weights: &Frozen<Policy>) -> usize {

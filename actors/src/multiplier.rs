@@ -9,7 +9,6 @@ use crate::shared::{Multipliers, Next, Run, StageError, Work, lock};
 use crate::work::CostReport;
 use saddle_flow::invariants::{self, Invariant};
 use saddle_flow::{Receiver, Stage};
-use saddle_training::move_multipliers;
 use std::sync::Arc;
 
 pub(crate) struct Multiplier<E: Engines> {
@@ -32,8 +31,7 @@ impl<E: Engines> Work for Multiplier<E> {
             CostReport::Step { version, delay_versions } => {
                 let before: Vec<_> =
                     duals.iter().map(|dual| (dual.multiplier(), dual.cost_estimate(version))).collect();
-                let mut metrics = Vec::new();
-                let values = move_multipliers(&mut duals, version, delay_versions, &mut metrics);
+                let steps = duals.iter_mut().map(|dual| dual.step(version, delay_versions)).collect();
                 for (dual, (before, estimate)) in duals.iter().zip(before) {
                     let after = dual.multiplier();
                     let bounded = invariants::lambda_within(after, dual.maximum_multiplier());
@@ -42,7 +40,7 @@ impl<E: Engines> Work for Multiplier<E> {
                     invariants::check(Invariant::Dual2, moved);
                 }
                 drop(duals);
-                self.run.multipliers.publish(version.0 + 1, Multipliers { values, metrics })?;
+                self.run.multipliers.publish(version.0 + 1, Multipliers { steps })?;
             }
         }
         Ok(Next::Continue)

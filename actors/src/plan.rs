@@ -1,6 +1,7 @@
 //! What a run is made of: the numbers that the stages go by.
 
 use crate::Role;
+use saddle_core::PolicyVersion;
 use saddle_flow::EdgeSpec;
 use saddle_training::config::{EdgesSection, PlacementSection, ScheduleSection, SupervisionSection, TrainConfig};
 use std::fmt;
@@ -29,6 +30,8 @@ pub struct Plan {
     pub minimum_rollouts: usize,
     /// A scorer waits for more responses while it has fewer tokens than this.
     pub score_tokens: usize,
+    /// Every so many updates the evaluator examines the weights; 0 means never, and that there is no evaluator.
+    pub evaluate_every_updates: u64,
 }
 
 impl From<&TrainConfig> for Plan {
@@ -43,6 +46,7 @@ impl From<&TrainConfig> for Plan {
             batch_rollouts: config.ppo.batch_rollouts,
             minimum_rollouts: config.ppo.minibatches,
             score_tokens: config.ppo.micro_batch_tokens,
+            evaluate_every_updates: config.evaluation.every_updates,
         }
     }
 }
@@ -69,6 +73,16 @@ impl Plan {
         NonZeroU32::new(self.supervision.attempts).unwrap_or(NonZeroU32::MIN)
     }
 
+    /// Whether published weights are examined.
+    pub(crate) fn has_evaluator(&self) -> bool {
+        self.evaluate_every_updates > 0
+    }
+
+    /// Whether the weights of `version` are examined while the run goes on. Those of its end are the program's to examine.
+    pub(crate) fn is_examined(&self, version: PolicyVersion) -> bool {
+        self.has_evaluator() && version.0.is_multiple_of(self.evaluate_every_updates) && version.0 < self.updates
+    }
+
     /// How many lanes score a response.
     #[must_use]
     pub fn lanes(&self) -> usize {
@@ -80,7 +94,9 @@ impl Plan {
     pub fn stages(&self) -> Vec<(Role, usize)> {
         let scorers = (0..self.lanes()).map(|lane| (Role::Scorer(lane), self.scorers(lane)));
         let one = [Role::Source, Role::Join, Role::Multiplier, Role::Learner].map(|role| (role, 1));
-        one.into_iter().chain([(Role::Generator, self.placement.generator.count)]).chain(scorers).collect()
+        let evaluator = self.has_evaluator().then_some((Role::Evaluator, 1));
+        let generators = (Role::Generator, self.placement.generator.count);
+        one.into_iter().chain([generators]).chain(scorers).chain(evaluator).collect()
     }
 
     fn scorers(&self, lane: usize) -> usize {
@@ -106,13 +122,16 @@ impl Plan {
             Role::Join => "join".into(),
             Role::Multiplier => "multiplier".into(),
             Role::Learner => "learner".into(),
+            Role::Evaluator => "evaluator".into(),
         }
     }
 
     /// The edge between two places.
     pub(crate) fn edge(&self, from: &str, to: &str) -> EdgeSpec {
+        // Weights that wait to be examined hold memory.
+        let items = if to == &*self.name(Role::Evaluator) { 1 } else { self.edges.items };
         let bytes = self.edges.mebibytes.saturating_mul(1 << 20);
-        EdgeSpec::new(from, to, at_least_one(self.edges.items), at_least_one(bytes))
+        EdgeSpec::new(from, to, at_least_one(items), at_least_one(bytes))
     }
 
     /// How long a stage waits for input or room.
@@ -153,6 +172,7 @@ impl Plan {
             (name(Role::Join), name(Role::Learner)),
             (Arc::from("costs"), name(Role::Multiplier)),
         ]);
+        ends.extend(self.has_evaluator().then(|| (name(Role::Learner), name(Role::Evaluator))));
         ends
     }
 }

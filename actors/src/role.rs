@@ -15,6 +15,8 @@ pub enum Role {
     Multiplier,
     /// Learns and publishes weights.
     Learner,
+    /// Examines published weights on held-out prompts.
+    Evaluator,
 }
 
 impl Role {

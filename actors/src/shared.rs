@@ -6,14 +6,20 @@ use crate::meters::Meters;
 use crate::{Plan, Role};
 use saddle_core::{PolicyVersion, PromptOrdinal};
 use saddle_flow::{Cancel, Credits, FlowError, Latest, Ledger};
-use saddle_training::Dual;
+use saddle_training::{Dual, DualStep};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The multipliers that an update reads.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Multipliers {
-    pub(crate) values: Vec<f64>,
-    pub(crate) metrics: Vec<(String, f64)>,
+    pub(crate) steps: Vec<DualStep>,
+}
+
+impl Multipliers {
+    /// λ of each constraint.
+    pub(crate) fn values(&self) -> Vec<f64> {
+        self.steps.iter().map(|step| step.multiplier).collect()
+    }
 }
 
 /// One run.

@@ -4,6 +4,7 @@
 
 use crate::Role;
 use crate::engine::{EngineError, Engines};
+use crate::evaluator::Evaluator;
 use crate::generator::Generator;
 use crate::join::Joiner;
 use crate::learner::Learner;
@@ -64,10 +65,20 @@ pub(crate) fn wire<E: Engines>(run: &Arc<Run<E>>) -> Wiring {
         Role::Multiplier,
         start(run, Role::Multiplier, move |run, _| Ok(Multiplier { run: Arc::clone(run), input: costs.clone() })),
     );
+    let mut examined_in = None;
+    if plan.has_evaluator() {
+        let (weights_in, weights) = open(run, &mut edges, &plan.name(Role::Learner), &plan.name(Role::Evaluator));
+        examined_in = Some(weights_in);
+        starts.insert(
+            Role::Evaluator,
+            start(run, Role::Evaluator, move |run, _| Ok(Evaluator { run: Arc::clone(run), input: weights.clone() })),
+        );
+    }
     starts.insert(
         Role::Learner,
         start(run, Role::Learner, move |run, _| {
-            Ok(Learner::new(Arc::clone(run), joined.clone(), costs_in.clone(), updates_in.clone()))
+            let (costs_in, updates_in, examined_in) = (costs_in.clone(), updates_in.clone(), examined_in.clone());
+            Ok(Learner::new(Arc::clone(run), joined.clone(), costs_in, updates_in, examined_in))
         }),
     );
     Wiring { starts, edges, updates }

@@ -5,7 +5,8 @@
 
 use crate::engine::Verdict;
 use saddle_core::{PolicyVersion, Prompt, Rollout, ScoredRollout};
-use saddle_flow::{Cargo, FlowError, Hands, Sender, Stage, Ticket};
+use saddle_flow::{Cargo, FlowError, Hands, Sender, Snapshot, Stage, Ticket};
+use saddle_training::DualStep;
 use std::sync::Arc;
 
 /// Something made from a prompt.
@@ -115,7 +116,9 @@ pub struct Update {
     pub version: PolicyVersion,
     /// What it learnt from, in the order of the prompts.
     pub batch: Arc<Vec<ScoredRollout>>,
-    /// What the λ controller and the learner tell.
+    /// What each constraint's step went by, in the order of the constraints.
+    pub constraints: Vec<DualStep>,
+    /// What the learner tells.
     pub metrics: Vec<(String, f64)>,
     /// How long the update took, its waits excluded.
     pub learn_seconds: f64,
@@ -124,5 +127,16 @@ pub struct Update {
 impl Cargo for Update {
     fn size_bytes(&self) -> usize {
         self.batch.iter().map(Load::size_bytes).sum()
+    }
+}
+
+/// Weights that are to be examined.
+#[derive(Debug)]
+pub(crate) struct Published<W>(pub(crate) Snapshot<PolicyVersion, W>);
+
+/// Shared with whoever samples by them: they take no memory of their own.
+impl<W: Send + Sync> Cargo for Published<W> {
+    fn size_bytes(&self) -> usize {
+        0
     }
 }

@@ -8,11 +8,13 @@ use saddle_actors::fake::{FakeEngines, FakeLearner, Mishap, Times};
 use saddle_actors::faults::Faults;
 use saddle_actors::{Cause, Event, Plan, Remains, Report, Role, System, Update, follow};
 use saddle_algorithms::dual::ConstraintConfig;
+use saddle_core::PolicyVersion;
 use saddle_flow::Outcome;
 use saddle_telemetry::Telemetry;
 use saddle_training::Dual;
 use saddle_training::config::{EdgesSection, PlacementSection, ScheduleSection, SupervisionSection};
 use std::panic::resume_unwind;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
@@ -39,6 +41,7 @@ fn plan(staleness: usize, batch_rollouts: usize, updates: u64) -> Plan {
         batch_rollouts,
         minimum_rollouts: 1,
         score_tokens: 64,
+        evaluate_every_updates: 0,
     }
 }
 
@@ -99,7 +102,7 @@ fn a_run_makes_its_updates_and_leaves_nothing_behind() {
         assert_eq!((report.restarts, remains.counts.lost(), remains.learner.is_some()), (0, 0, true));
         for update in updates {
             let names: Vec<&str> = update.metrics.iter().map(|(name, _)| name.as_str()).collect();
-            assert!(names.contains(&"lambda") && names.contains(&"rollouts"), "{names:?}");
+            assert_eq!((names, update.constraints[0].constraint.as_str()), (vec!["rollouts"], "harm"));
         }
     }
 }
@@ -275,6 +278,29 @@ fn a_drain_ends_what_is_under_way_and_trains_whole_batches_only() {
         let under_way = remains.counts.ended(Outcome::Failed);
         assert!(under_way < 4 + 4 * staleness as u64, "{under_way} rollouts were given up");
     }
+}
+
+#[test]
+fn every_version_that_is_due_is_examined_once_in_order_beside_an_evaluator_that_fails() {
+    let failures = AtomicU64::new(0);
+    let mishap: Mishap = Arc::new(move |role, _| {
+        if role == Role::Evaluator && failures.fetch_add(1, Ordering::Relaxed).is_multiple_of(2) {
+            resume_unwind(Box::new("an evaluator's step"));
+        }
+    });
+    let plan = Plan { evaluate_every_updates: 3, ..plan(1, 4, 20) };
+    let engines = FakeEngines::failing(times(), mishap);
+    let system = start(&plan, engines.clone());
+    let end = deadline();
+    let mut updates = Vec::new();
+    follow(&system, end, |_, update| updates.push(update)).unwrap();
+    while engines.evaluated().len() < 6 {
+        assert!(Instant::now() < end, "only {:?}", engines.evaluated());
+        std::thread::yield_now();
+    }
+    let remains = system.finish(PATIENCE);
+    check(&plan, &updates, &remains);
+    assert_eq!(engines.evaluated(), [3, 6, 9, 12, 15, 18].map(PolicyVersion), "not the last: it is the program's");
 }
 
 #[test]
