@@ -40,6 +40,16 @@ catalogue! {
         COST_LIMIT Gauge "saddle_cost_limit" ["constraint"] "cost": "Limit d that the mean cost is to stay under.";
         CONSTRAINT_VIOLATION Gauge "saddle_constraint_violation" ["constraint"] "cost":
             "How far the cost estimate is above the limit; 0 below it.";
+        LIMIT_EXCEEDED Counter "saddle_limit_exceeded_updates_total" ["constraint"] "updates":
+            "Updates whose cost estimate was over its limit by more than two standard errors.";
+        HELD_OUT_REWARD Gauge "saddle_held_out_reward" [] "reward": "Mean reward score on held-out prompts, at the last evaluation.";
+        HELD_OUT_COST Gauge "saddle_held_out_cost" ["constraint", "kind"] "cost":
+            "Mean cost score on held-out prompts of this kind, at the last evaluation; kind `all` has all of them.";
+        HELD_OUT_UNSAFE Gauge "saddle_held_out_unsafe_ratio" ["constraint", "kind"] "ratio":
+            "Share of the answers to held-out prompts with a cost above 0, at the last evaluation.";
+        HELD_OUT_VERSION Gauge "saddle_held_out_version" [] "versions": "Policy version of the last evaluation.";
+        SCORE_RANGE_EXCEEDED Gauge "saddle_score_range_exceeded_ratio" ["stream"] "ratio":
+            "Share of the last batch's scores outside the range that the model was trained on.";
         LAMBDA_HOLDS Counter "saddle_lambda_holds_total" ["constraint", "cause"] "steps":
             "Versions at which λ was held, by cause.";
         COST_ESTIMATOR_ESS Gauge "saddle_cost_estimator_ess_ratio" ["constraint"] "ratio":
@@ -47,7 +57,7 @@ catalogue! {
     }
     "Flow" {
         ROLLOUTS Counter "saddle_rollouts_total" ["outcome"] "rollouts":
-            "Prompts that ended, by outcome: trained, dropped_stale, rejected, failed, quarantined.";
+            "Prompts that ended, by outcome: trained, dropped_stale, failed, quarantined.";
         CREDITS_AVAILABLE Gauge "saddle_credits_available" [] "credits": "Credits that are free: prompts that may still be admitted.";
         CREDITS_LIMIT Gauge "saddle_credits_limit" [] "credits": "Credits in all: (η + 1) · batch.";
         EDGE_DEPTH Gauge "saddle_edge_depth" ["edge"] "items": "Items on the edge.";
@@ -91,6 +101,9 @@ catalogue! {
             "How much of the returns' variance the critic explains; 1 is all, 0 is none.";
         KL Gauge "saddle_kl" ["pair"] "nats":
             "Divergence between policies: behaviour_proximal, proximal_current, current_reference.";
+        KL_COEFFICIENT Gauge "saddle_kl_coefficient" [] "": "Weight β of the divergence from the reference.";
+        REFERENCE_KL_TARGET Gauge "saddle_reference_kl_target" [] "nats":
+            "Divergence from the reference, in nats a response, that β is moved to hold.";
         LOG_PROB_GAP Gauge "saddle_log_prob_gap_nats" [] "nats":
             "Mean distance of a token's log-prob between generator and learner under equal weights.";
         IMPORTANCE_WEIGHT_MEAN Gauge "saddle_importance_weight_mean" [] "": "Mean importance weight before truncation; near 1 is on-policy.";
@@ -98,6 +111,8 @@ catalogue! {
         IMPORTANCE_ESS Gauge "saddle_importance_ess_ratio" ["level"] "ratio":
             "Effective sample size under the importance weights, as a share: by token, by sequence.";
         IMPORTANCE_TRUNCATED Gauge "saddle_importance_truncated_ratio" [] "ratio": "Share of tokens whose importance weight was truncated.";
+        REJECTED Gauge "saddle_rejected_ratio" [] "ratio":
+            "Share of the last batch's responses that were left out of the policy loss, being too far off-policy.";
         UPDATES_SKIPPED Counter "saddle_updates_skipped_total" ["cause"] "updates":
             "Updates, or their policy half, that a guard skipped.";
     }
