@@ -55,6 +55,8 @@ fn input() -> ReportInput {
             ),
         ],
         updates: updates(&mut random),
+        evaluations: Vec::new(),
+        constraint: "cost".into(),
         cost_limit: 0.0,
         responses: responses(&mut random),
         config_toml: "seed = 7\n\n[policy]\nbatch_responses = 128\nlearning_rate = 3e-4\n\

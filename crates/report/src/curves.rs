@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use plotters::style::RGBColor;
-use saddle_store::MetricsRow;
+use saddle_store::{EvaluationRecord, Figures, MetricsRow};
 
 use crate::chart::{Axis, colour, draw, is_drawable};
 use crate::figure::{Figure, Key};
@@ -41,10 +41,27 @@ const HELD_OUT: &str = "held_out_";
 /// With fewer updates a moving average hides more than it shows.
 const SMOOTHED_FROM_UPDATES: usize = 30;
 
-/// The charts that these updates can fill.
-pub(crate) fn figures(updates: &[MetricsRow], cost_limit: f64) -> Vec<Figure> {
-    let names: BTreeSet<&str> = updates.iter().flat_map(|row| row.values.keys()).map(String::as_str).collect();
-    panels(&names).iter().filter_map(|panel| figure(panel, updates, cost_limit)).collect()
+/// What the charts have of held-out prompts, a row for each evaluation: its reward, and its cost by `constraint`.
+pub(crate) fn held_out(evaluations: &[EvaluationRecord], constraint: &str) -> Vec<MetricsRow> {
+    let cost = |figures: &Figures| figures.constraints.get(constraint).map(|cost| cost.cost.mean);
+    let row = |record: &EvaluationRecord| {
+        let unsafe_ratio = record.all.constraints.get(constraint).map(|cost| cost.unsafe_ratio.mean);
+        let all = [
+            ("held_out_reward".to_owned(), Some(record.all.reward.mean)),
+            ("held_out_cost".to_owned(), cost(&record.all)),
+            ("held_out_unsafe_ratio".to_owned(), unsafe_ratio),
+        ];
+        let kinds = record.kinds.iter().map(|(kind, figures)| (format!("held_out_cost_{kind}"), cost(figures)));
+        MetricsRow { step: record.version, seconds: 0.0, values: all.into_iter().chain(kinds).collect() }
+    };
+    evaluations.iter().map(row).collect()
+}
+
+/// The charts that these updates, and what was measured on held-out prompts between them, can fill.
+pub(crate) fn figures(updates: &[MetricsRow], held_out: &[MetricsRow], cost_limit: f64) -> Vec<Figure> {
+    let rows: Vec<&MetricsRow> = updates.iter().chain(held_out).collect();
+    let names: BTreeSet<&str> = rows.iter().flat_map(|row| row.values.keys()).map(String::as_str).collect();
+    panels(&names).iter().filter_map(|panel| figure(panel, &rows, cost_limit)).collect()
 }
 
 fn panels(names: &BTreeSet<&str>) -> Vec<Panel> {
@@ -54,9 +71,17 @@ fn panels(names: &BTreeSet<&str>) -> Vec<Panel> {
     let reward = vec![
         curve("reward_mean", "reward model", colour::BLUE),
         curve("gold_helpfulness_mean", "gold helpfulness", colour::ORANGE),
+        curve("held_out_reward", "reward model, held out", colour::PURPLE),
     ];
-    let cost =
-        vec![curve("cost_mean", "cost model", colour::BLUE), curve("gold_harm_mean", "gold harm", colour::ORANGE)];
+    let cost = vec![
+        curve("cost_mean", "cost model", colour::BLUE),
+        curve("gold_harm_mean", "gold harm", colour::ORANGE),
+        curve("held_out_cost", "cost model, held out", colour::PURPLE),
+    ];
+    let answers = vec![
+        curve("unsafe_ratio", "training", colour::BLUE),
+        curve("held_out_unsafe_ratio", "held out", colour::PURPLE),
+    ];
     let cost_by_kind = names
         .iter()
         .filter_map(|name| name.strip_prefix("cost_mean_"))
@@ -75,7 +100,7 @@ fn panels(names: &BTreeSet<&str>) -> Vec<Panel> {
         Panel { limited: true, ..Panel::new("Cost", cost_unit, cost) },
         Panel { limited: true, ..Panel::new("Cost by kind of prompt", cost_unit, cost_by_kind) },
         Panel { smoothed: false, ..Panel::new("Multiplier λ", "λ", only("lambda")) },
-        Panel::new("Unsafe answers", "share with cost above 0", only("unsafe_ratio")),
+        Panel::new("Unsafe answers", "share with cost above 0", answers),
         Panel::new("Distance from the reference policy", "KL divergence (nats)", only("kl_current_reference")),
         Panel::new("Response length", "mean length (tokens)", only("response_length_mean")),
     ];
@@ -107,9 +132,11 @@ fn capitalised(text: &str) -> String {
     first.chain(characters).collect()
 }
 
-fn figure(panel: &Panel, updates: &[MetricsRow], cost_limit: f64) -> Option<Figure> {
+fn figure(panel: &Panel, updates: &[&MetricsRow], cost_limit: f64) -> Option<Figure> {
     let series = |metric: &str| -> Vec<(f64, f64)> {
-        let point = |row: &MetricsRow| Some((row.step as f64, row.get(metric)?));
+        // The log has an evaluation in the row that came next; it is drawn where it was made.
+        let is_late = |row: &MetricsRow| metric.starts_with(HELD_OUT) && row.values.contains_key("held_out_version");
+        let point = |row: &&MetricsRow| Some((row.step as f64, row.get(metric).filter(|_| !is_late(row))?));
         updates.iter().filter_map(point).filter(|&(_, value)| is_drawable(value)).collect()
     };
     let curves: Vec<_> = panel
@@ -184,7 +211,7 @@ mod tests {
     }
 
     fn titles(metrics: &[(&str, f64)]) -> Vec<String> {
-        figures(&rows(metrics), 0.0).into_iter().map(|figure| figure.title).collect()
+        figures(&rows(metrics), &[], 0.0).into_iter().map(|figure| figure.title).collect()
     }
 
     #[test]
@@ -200,7 +227,7 @@ mod tests {
     #[test]
     fn a_held_out_loss_is_drawn_with_its_training_loss() {
         let both = rows(&[("loss", 0.7), ("held_out_loss", 0.9), ("held_out_pair_accuracy", 0.6)]);
-        let figures = figures(&both, 0.0);
+        let figures = figures(&both, &[], 0.0);
         assert_eq!(figures.iter().map(|figure| figure.title.as_str()).collect::<Vec<_>>(), ["Loss", "Accuracy"]);
         let legend = grid(&figures[..1]);
         assert!(legend.contains("training</span>") && legend.contains("held out</span>"), "{legend}");
@@ -214,7 +241,8 @@ mod tests {
             let held_out = step.is_multiple_of(10).then(|| ("held_out_loss".to_owned(), Some(step as f64)));
             MetricsRow { step, seconds: 0.0, values: std::iter::once(loss).chain(held_out).collect() }
         };
-        let lines = |steps| figures(&(1..=steps).map(row).collect::<Vec<_>>(), 0.0)[0].svg.matches("<polyline").count();
+        let lines =
+            |steps| figures(&(1..=steps).map(row).collect::<Vec<_>>(), &[], 0.0)[0].svg.matches("<polyline").count();
         assert_eq!(lines(40), lines(20) + 1, "the faint line of the training loss");
     }
 
@@ -225,7 +253,7 @@ mod tests {
 
     #[test]
     fn only_costs_are_drawn_with_the_limit() {
-        let all = figures(&rows(&[("lambda", 1.0), ("cost_mean", 0.5)]), 0.25);
+        let all = figures(&rows(&[("lambda", 1.0), ("cost_mean", 0.5)]), &[], 0.25);
         let names = |figure: &Figure| figure.svg.matches("<polyline").count();
         assert!(names(&all[0]) > names(&all[1]) + 10, "the dashes are there");
     }

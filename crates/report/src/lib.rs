@@ -12,13 +12,14 @@ mod evaluation;
 mod figure;
 mod html;
 mod page;
+mod saddle;
 mod samples;
 mod spread;
 mod throughput;
 
 pub use throughput::{ThroughputLine, ThroughputPoint, throughput};
 
-use saddle_store::{Machine, MetricsRow, ResponseRecord};
+use saddle_store::{EvaluationRecord, Machine, MetricsRow, ResponseRecord};
 
 /// Everything that a report tells.
 #[derive(Clone, Debug, Default)]
@@ -37,6 +38,10 @@ pub struct ReportInput {
     pub stages: Vec<Stage>,
     /// The metrics of policy training, one row an update. See [the curves](render#curves).
     pub updates: Vec<MetricsRow>,
+    /// What the policy came to on held-out prompts along the way: drawn beside the training batches.
+    pub evaluations: Vec<EvaluationRecord>,
+    /// The name of the constraint that is told of.
+    pub constraint: String,
     /// The limit that the mean cost is held to.
     pub cost_limit: f64,
     /// Evaluation answers of both models to the same prompts.

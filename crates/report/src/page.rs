@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use crate::answers::Answers;
 use crate::html::{Escaped, MEMORY, escaped, number, table};
-use crate::{ReportInput, curves, evaluation, figure, samples};
+use crate::{ReportInput, curves, evaluation, figure, saddle, samples};
 
 const STYLE: &str = include_str!("style.css");
 
@@ -69,18 +69,20 @@ fn results(input: &ReportInput) -> String {
 }
 
 fn training(input: &ReportInput) -> String {
-    let figures = curves::figures(&input.updates, input.cost_limit);
+    let held_out = curves::held_out(&input.evaluations, &input.constraint);
+    let figures = curves::figures(&input.updates, &held_out, input.cost_limit);
     if figures.is_empty() {
         return absent("No policy update was recorded.");
     }
     let last = input.updates.last().map_or(0.0, |row| row.seconds);
     format!(
         "<p class=\"lead\">{} updates in {} s. {} The dashed line is the limit that the mean cost is \
-         held to.</p>\n{}",
+         held to.</p>\n{}{}",
         input.updates.len(),
         number(last, 1),
         curves::reading(&input.updates),
-        figure::grid(&figures)
+        figure::grid(&figures),
+        saddle::distance(&input.updates)
     )
 }
 
