@@ -1,5 +1,5 @@
-# What OpenMP and the C library read when a program starts; whoever sets these has the last word. Read by the Makefile and by
-# scripts/environment.py.
+# What OpenMP and the C library read when a program starts; whoever sets these has the last word. Read by the Makefile, by
+# scripts/environment.py and, when it was built, by the program, which sets what is lacking (src/environment.rs).
 
 # OpenMP's waiting threads soon sleep instead of spinning for milliseconds: on a machine that other work loads, that is several
 # times faster. Soon, not at once: a decoding step has hundreds of short waits.

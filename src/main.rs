@@ -4,6 +4,7 @@ mod cli;
 mod commands;
 mod config;
 mod demo;
+mod environment;
 mod evaluation;
 mod failure;
 mod interrupt;
@@ -17,7 +18,9 @@ use clap::Parser;
 use std::io::Write;
 
 fn main() {
-    let code = match commands::run(cli::Cli::parse()) {
+    let cli = cli::Cli::parse();
+    environment::complete();
+    let code = match commands::run(cli) {
         Ok(()) => 0,
         Err(failure) => failure.report(),
     };

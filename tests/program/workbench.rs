@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use tempfile::TempDir;
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_saddle");
+pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_saddle");
 const RECIPES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/program/recipes");
 /// Where cargo lets tests keep files from one process to the next.
 const KEPT: &str = env!("CARGO_TARGET_TMPDIR");
