@@ -225,6 +225,13 @@ pub(crate) struct TrainArgs {
     /// With --dry-run: refuse a run that needs more memory on a device than this, by the estimate.
     #[arg(long, value_name = "GIB", requires = "dry_run")]
     pub(crate) device_memory_gib: Option<f64>,
+    /// Exit with code 5 if a limit is broken at the end; the run and its models are kept.
+    #[arg(long)]
+    pub(crate) require_limit: bool,
+    /// Of a run on the embedded world in this directory: write the gold scores of its rollouts among the metrics. The learner
+    /// does not see them.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) world: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -362,9 +369,13 @@ pub(crate) struct ImportArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct ExportArgs {
-    /// The model directory.
+    /// A model directory, or a run: RUN for its trained model, RUN@best for the best one that kept every limit.
     #[arg(value_name = "MODEL")]
     pub(crate) model: PathBuf,
+    /// Of a run: refuse, with exit code 5, a model whose mean cost on held-out prompts was not under every limit with 95 %
+    /// confidence.
+    #[arg(long)]
+    pub(crate) require_limit: bool,
     /// Adapters to merge into the model: a run's `adapter`, or a directory in PEFT's layout.
     #[arg(long, value_name = "DIR")]
     pub(crate) adapter: Option<PathBuf>,

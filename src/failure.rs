@@ -16,6 +16,8 @@ pub(crate) enum Failure {
     Environment(String),
     /// The run itself failed: exit code 4.
     Run(String),
+    /// A limit was not kept, and it was required to be: exit code 5.
+    LimitBroken(String),
     /// The run was told to leave before its end, and did so in order: exit code 130.
     Interrupted(String),
 }
@@ -34,16 +36,26 @@ impl Failure {
     /// Prints the message and gives the exit code.
     #[expect(clippy::print_stderr, reason = "the one place where a failure is shown")]
     pub(crate) fn report(&self) -> u8 {
-        let (message, code) = match self {
-            Self::Usage(message) => (message, 2),
-            Self::Environment(message) => (message, 3),
-            Self::Run(message) => (message, 4),
-            Self::Interrupted(message) => (message, crate::interrupt::EXIT_CODE),
-        };
+        eprintln!("saddle: {self}");
+        match self {
+            Self::Usage(_) => 2,
+            Self::Environment(_) => 3,
+            Self::Run(_) => 4,
+            Self::LimitBroken(_) => 5,
+            Self::Interrupted(_) => crate::interrupt::EXIT_CODE,
+        }
+    }
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (Self::Usage(message)
+        | Self::Environment(message)
+        | Self::Run(message)
+        | Self::LimitBroken(message)
+        | Self::Interrupted(message)) = self;
         // libtorch's messages go on with a listing of its own stack.
-        let message = message.split("\nException raised from").next().unwrap_or(message);
-        eprintln!("saddle: {message}");
-        code
+        out.write_str(message.split("\nException raised from").next().unwrap_or(message))
     }
 }
 

@@ -1,14 +1,14 @@
 //! `saddle evaluate`: the policy of a training run against the one that it began as, on prompts that neither has seen.
 
 use crate::cli::EvaluateArgs;
-use crate::evaluation::{Examiner, Figures};
+use crate::evaluation::{Comparison, Examiner};
 use crate::failure::Failure;
 use crate::progress::say;
 use crate::table::{print, table};
 use crate::{config, run};
 use saddle_data::{BadRowPolicy, Format, PromptRow, Source, read_prompts};
 use saddle_report::ReportInput;
-use saddle_store::{Decoding, ResponseRecord, RunDirectory, read_metrics};
+use saddle_store::{Decoding, ResponseRecord, RunDirectory, read_evaluations, read_metrics};
 use saddle_training::config::TrainConfig;
 use saddle_training::{PolicyModel, encode_prompt};
 use serde_json::json;
@@ -21,21 +21,22 @@ pub(super) fn evaluate(args: &EvaluateArgs) -> Result<(), Failure> {
     let run = RunDirectory::open(&args.run)?;
     let config: TrainConfig = config::load(&run.config_path(), &[])?;
     let constraint = constraint(&config, args.constraint.as_deref())?;
-    let examiner = Examiner::new(&config, constraint)?;
+    let examiner = Examiner::load(&config, constraint)?;
+    let device = run::device(&config.run)?;
     let decoding = if args.greedy { Decoding::Greedy } else { Decoding::Sampled };
     let mut responses: Vec<ResponseRecord> = Vec::new();
     for (name, path) in [(BEFORE, &config.policy.from), (AFTER, &run.model_path())] {
-        let model = examiner.policy(path)?;
+        let model = PolicyModel::load(path, device)?;
         let rows = prompts(args, &config, &model)?;
         let count = args.responses.unwrap_or(rows.len());
         say(&format!("     evaluate {count} answers of {} to {} prompts", path.display(), rows.len()));
-        let answers = examiner.answers(name, &model, &rows, (decoding, count))?;
+        let answers = examiner.answers(name, (&model.policy, &model.tokenizer), &rows, (decoding, count))?;
         responses.extend(answers.into_iter().map(|answer| answer.record));
     }
     run.write_responses(&responses)?;
     let limit = config.constraints[constraint].dual.cost_limit;
-    let (before, after) = (Figures::of(&responses, BEFORE), Figures::of(&responses, AFTER));
-    let summary = Figures::summary(&before, &after, limit);
+    let (before, after) = (Comparison::of(&responses, BEFORE), Comparison::of(&responses, AFTER));
+    let summary = Comparison::summary(&before, &after, limit);
     let heading = ["held-out prompts", "before", "after", ""];
     let rows = summary.iter().map(|row| [&row.label, &row.before, &row.after, &row.note].map(String::clone).to_vec());
     let shown = table(&heading, &rows.collect::<Vec<_>>());
@@ -47,6 +48,8 @@ pub(super) fn evaluate(args: &EvaluateArgs) -> Result<(), Failure> {
         summary,
         stages: Vec::new(),
         updates: read_metrics(&run.metrics_path())?,
+        evaluations: read_evaluations(&run.evaluations_path())?,
+        constraint: constraint.to_owned(),
         cost_limit: limit,
         responses,
         config_toml: run::to_toml(&config)?,

@@ -12,6 +12,7 @@ mod train;
 
 use crate::cli::{BenchCommand, Cli, Command, DoctorArgs, StageArgs, WorldArgs};
 use crate::failure::Failure;
+use crate::stages::StageResult;
 use crate::table::{print, print_result};
 use crate::{config, demo, reference, run, stages};
 use saddle_data::world::{World, WorldConfig};
@@ -26,14 +27,18 @@ use std::path::{Path, PathBuf};
 pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
     match cli.command {
         Command::Demo(args) => demo::demo(&args),
-        Command::Sft(args) => stage(&args, "sft", |config: &SftConfig, run| stages::supervised(config, run)),
+        Command::Sft(args) => stage(&args, "sft", |config: &SftConfig, run| stages::supervised(config, run)).map(drop),
         Command::RewardModel(args) => stage(&args, "reward-model", |config: &PreferenceConfig, run| {
             stages::score_model(ModelKind::Reward, config, run)
-        }),
+        })
+        .map(drop),
         Command::CostModel(args) => stage(&args, "cost-model", |config: &PreferenceConfig, run| {
             stages::score_model(ModelKind::Cost, config, run)
-        }),
-        Command::Dpo(args) => stage(&args, "dpo", |config: &DpoConfig, run| stages::direct_preference(config, run)),
+        })
+        .map(drop),
+        Command::Dpo(args) => {
+            stage(&args, "dpo", |config: &DpoConfig, run| stages::direct_preference(config, run)).map(drop)
+        }
         Command::Train(args) => train::train(&args),
         Command::Evaluate(args) => evaluate::evaluate(&args),
         Command::Import(args) => import::import(&args),
@@ -54,21 +59,21 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
     }
 }
 
-/// Runs one training stage in a run directory of its own and prints its held-out figures.
-fn stage<C: Serialize + DeserializeOwned + Validate>(
+/// Runs one training stage in a run directory of its own and prints what it came to. Of a dry run nothing comes.
+fn stage<C: Serialize + DeserializeOwned + Validate, R: Into<StageResult>>(
     args: &StageArgs,
     name: &str,
-    train: impl FnOnce(&C, &RunDirectory) -> Result<Vec<(String, f64)>, Failure>,
-) -> Result<(), Failure> {
+    train: impl FnOnce(&C, &RunDirectory) -> Result<R, Failure>,
+) -> Result<StageResult, Failure> {
     let config: C = config::load(&args.config, &args.overrides)?;
     if args.dry_run {
         print(run::to_toml(&config)?);
-        return Ok(());
+        return Ok(StageResult::default());
     }
     let path = args.run.clone().unwrap_or_else(|| PathBuf::from("runs").join(name));
     let run = run::begin(&path, args.overwrite, &config)?;
-    let figures = match train(&config, &run) {
-        Ok(figures) => figures,
+    let result: StageResult = match train(&config, &run) {
+        Ok(result) => result.into(),
         Err(failure) => {
             run.remove_unless_begun()?;
             return Err(failure);
@@ -81,8 +86,9 @@ fn stage<C: Serialize + DeserializeOwned + Validate>(
         details.push(("adapter", run.adapter_path().display().to_string()));
     }
     details.extend(peak.map(|bytes| ("peak_memory_bytes", bytes.to_string())));
-    print_result(args.json, &details, &figures);
-    Ok(())
+    details.extend(result.details.iter().cloned());
+    print_result(args.json, &details, &result.figures);
+    Ok(result)
 }
 
 /// SHA-256 over the names, shapes and bytes of the tensors of a model directory.

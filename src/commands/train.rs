@@ -3,11 +3,16 @@
 
 use super::stage;
 use crate::cli::TrainArgs;
+use crate::evaluation::gold_means;
 use crate::failure::Failure;
+use crate::stages::Watch;
 use crate::table::print;
 use crate::{config, stages};
 use saddle_actors::Plan;
-use saddle_lm::{CONFIG_FILE, DecoderConfig};
+use saddle_core::{PromptOrdinal, ScoredRollout};
+use saddle_data::PromptRow;
+use saddle_data::world::World;
+use saddle_lm::{CONFIG_FILE, DecoderConfig, Tokenizer};
 use saddle_training::config::TrainConfig;
 use saddle_training::{MemoryPlan, RunShapes};
 use std::path::Path;
@@ -15,9 +20,20 @@ use std::path::Path;
 const GIB: f64 = (1u64 << 30) as f64;
 
 pub(super) fn train(args: &TrainArgs) -> Result<(), Failure> {
-    let run = |config: &TrainConfig, run: &_| stages::policy_training(config, run, None).map(|()| Vec::new());
+    let world = args.world.as_deref().map(World::load).transpose()?;
+    let judged = world.as_ref().map(|world| {
+        move |row: &dyn Fn(PromptOrdinal) -> PromptRow, rollouts: &[ScoredRollout], tokenizer: &Tokenizer| {
+            gold_means(world, row, rollouts, tokenizer)
+        }
+    });
+    let watch = judged.as_ref().map(|judged| judged as Watch<'_>);
+    let run = |config: &TrainConfig, run: &_| stages::policy_training(config, run, watch);
     if !args.stage.dry_run {
-        return stage(&args.stage, "train", run);
+        let result = stage(&args.stage, "train", run)?;
+        return match result.broken.filter(|_| args.require_limit) {
+            Some(verdict) => Err(Failure::LimitBroken(verdict)),
+            None => Ok(()),
+        };
     }
     let config = config::load(&args.stage.config, &args.stage.overrides)?;
     let layout = layout(&config, args.shape.as_deref(), args.device_memory_gib)?;

@@ -5,6 +5,7 @@ mod recipe;
 mod result;
 
 use crate::cli::DemoArgs;
+use crate::evaluation::gold_means;
 use crate::failure::Failure;
 use crate::progress::say;
 use crate::run;
@@ -13,11 +14,10 @@ use crate::table::print;
 use evaluation::evaluate;
 pub(crate) use recipe::DemoConfig;
 use result::DemoResult;
-use saddle_core::{Finish, PromptOrdinal, ScoredRollout};
-use saddle_data::world::{Gold, World};
-use saddle_data::{BadRowPolicy, Format, PromptRow, Source, read_preferences};
-use saddle_lm::{ModelKind, Tokenizer};
-use saddle_store::{RunDirectory, read_metrics};
+use saddle_data::world::World;
+use saddle_data::{BadRowPolicy, Format, Source, read_preferences};
+use saddle_lm::ModelKind;
+use saddle_store::RunDirectory;
 
 /// Runs the demo and prints its result.
 pub(crate) fn demo(args: &DemoArgs) -> Result<(), Failure> {
@@ -43,7 +43,7 @@ pub(crate) fn demo(args: &DemoArgs) -> Result<(), Failure> {
     let cost_figures = score_model(ModelKind::Cost, &config.cost_model, &cost)?;
     let train = stage("train", &|_| run::to_toml(&config.train))?;
     let watch: Watch<'_> = &|row, rollouts, tokenizer| gold_means(&world, row, rollouts, tokenizer);
-    policy_training(&config.train, &train, Some(watch))?;
+    let trained = policy_training(&config.train, &train, Some(watch))?;
 
     say("   evaluation answering the held-out prompts with the model before and after");
     let responses = evaluate(&config, &world, &run)?;
@@ -60,37 +60,15 @@ pub(crate) fn demo(args: &DemoArgs) -> Result<(), Failure> {
         [sft_figures, reward_figures, cost_figures],
         &world.annotator_ceiling(&held_out.rows),
     );
-    let updates = read_metrics(&train.metrics_path())?;
-    run.write_report(&result.report(&config, &run, updates, responses)?)?;
+    run.write_report(&result.report(&config, &run, &train, responses)?)?;
     result.write(&run)?;
     if args.json {
         print(result.to_json());
     } else {
         print(result.table());
+        print("");
+        trained.details.iter().for_each(|(name, text)| print(format!("{name}: {text}")));
         print(format!("\nreport: {}", run.report_path().display()));
     }
     Ok(())
-}
-
-/// Gold scores of rollouts in training, which the learner never sees.
-fn gold_means(
-    world: &World,
-    row: &dyn Fn(PromptOrdinal) -> PromptRow,
-    rollouts: &[ScoredRollout],
-    tokenizer: &Tokenizer,
-) -> Vec<(String, f64)> {
-    let gold: Vec<Gold> = rollouts
-        .iter()
-        .filter_map(|each| {
-            let prompt = row(each.rollout.prompt.ordinal).prompt.last()?.content.clone();
-            let response = tokenizer.decode(&each.rollout.tokens, true).ok()?;
-            Some(world.judge(&prompt, &response, each.rollout.finish == Finish::Stop))
-        })
-        .collect();
-    let mean = |value: fn(&Gold) -> f64| gold.iter().map(value).sum::<f64>() / gold.len().max(1) as f64;
-    vec![
-        ("gold_helpfulness_mean".to_owned(), mean(|gold| gold.helpfulness)),
-        ("gold_harm_mean".to_owned(), mean(|gold| gold.harm)),
-        ("gold_unsafe_ratio".to_owned(), mean(|gold| f64::from(u8::from(gold.is_unsafe())))),
-    ]
 }

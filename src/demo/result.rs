@@ -7,7 +7,7 @@ use crate::failure::Failure;
 use crate::{run, table};
 use saddle_data::world::{Ceiling, Reachable, World};
 use saddle_report::{ReportInput, Stage, SummaryRow};
-use saddle_store::{Decoding, MetricsRow, ResponseRecord, RunDirectory};
+use saddle_store::{Decoding, ResponseRecord, RunDirectory, read_evaluations, read_metrics};
 use serde::Serialize;
 
 /// Sampled answers of one policy to the held-out prompts.
@@ -139,7 +139,7 @@ impl DemoResult {
         &self,
         config: &DemoConfig,
         run: &RunDirectory,
-        updates: Vec<MetricsRow>,
+        train: &RunDirectory,
         responses: Vec<ResponseRecord>,
     ) -> Result<String, Failure> {
         let stages = self.stages.iter().map(|stage| Stage {
@@ -153,7 +153,9 @@ impl DemoResult {
             after: AFTER.to_owned(),
             summary: self.summary(),
             stages: stages.collect(),
-            updates,
+            updates: read_metrics(&train.metrics_path())?,
+            evaluations: read_evaluations(&train.evaluations_path())?,
+            constraint: config.constraint().to_owned(),
             cost_limit: self.cost_limit,
             responses,
             config_toml: run::to_toml(config)?,

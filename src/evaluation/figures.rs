@@ -1,7 +1,10 @@
 //! Means of scored answers, with their standard errors.
 
+use super::Answer;
+use saddle_algorithms::statistics::confidence_margin;
 use saddle_report::SummaryRow;
-use saddle_store::ResponseRecord;
+use saddle_store::{ConstraintFigures, Figure, Figures, ResponseRecord};
+use saddle_training::config::{ConstraintSection, TrainConfig};
 use serde::Serialize;
 
 /// A mean with its standard error.
@@ -31,9 +34,43 @@ impl std::fmt::Display for Mean {
     }
 }
 
-/// What the models of a run say of a policy's answers.
+impl From<Mean> for Figure {
+    fn from(Mean { mean, standard_error }: Mean) -> Self {
+        Self { mean, standard_error }
+    }
+}
+
+/// What some answers came to, by every constraint of `config`.
+pub(crate) fn figures(config: &TrainConfig, answers: &[&Answer]) -> Figures {
+    let mean = |value: &dyn Fn(&Answer) -> f64| -> Figure {
+        Mean::of(&answers.iter().map(|answer| value(answer)).collect::<Vec<_>>()).into()
+    };
+    let constraint = |(index, (name, section)): (usize, (&String, &ConstraintSection))| {
+        let cost = mean(&|answer| answer.costs[index]);
+        let margin = confidence_margin(cost.standard_error, answers.len());
+        let figures = ConstraintFigures {
+            limit: section.dual.cost_limit,
+            cost,
+            bounds: (cost.mean - margin, cost.mean + margin),
+            unsafe_ratio: mean(&|answer| f64::from(u8::from(is_unsafe(answer.costs[index])))),
+        };
+        (name.clone(), figures)
+    };
+    Figures {
+        responses: answers.len(),
+        reward: mean(&|answer| answer.record.reward),
+        constraints: config.constraints.iter().enumerate().map(constraint).collect(),
+    }
+}
+
+/// Not-a-number is never safe.
+fn is_unsafe(cost: f64) -> bool {
+    cost.is_nan() || cost > 0.0
+}
+
+/// What the models of a run say of the answers of one of two policies that are compared.
 #[derive(Clone, Copy, Debug, Serialize)]
-pub(crate) struct Figures {
+pub(crate) struct Comparison {
     /// How many answers there are.
     pub(crate) responses: usize,
     pub(crate) reward: Mean,
@@ -42,7 +79,7 @@ pub(crate) struct Figures {
     pub(crate) unsafe_ratio: Mean,
 }
 
-impl Figures {
+impl Comparison {
     /// Of the answers that `model` gave.
     pub(crate) fn of(responses: &[ResponseRecord], model: &str) -> Self {
         let own: Vec<&ResponseRecord> = responses.iter().filter(|each| each.model == model).collect();
@@ -52,7 +89,7 @@ impl Figures {
             responses: own.len(),
             reward: mean(|each| each.reward),
             cost: mean(|each| each.cost),
-            unsafe_ratio: mean(|each| f64::from(u8::from(each.cost > 0.0))),
+            unsafe_ratio: mean(|each| f64::from(u8::from(is_unsafe(each.cost)))),
         }
     }
 

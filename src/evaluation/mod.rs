@@ -1,53 +1,81 @@
 //! Answers of a policy to prompts that it was not trained on, scored by the models of its training run; and their means.
 
 mod figures;
+mod gold;
+mod held_out;
 
 use crate::failure::Failure;
 use crate::run;
 use crate::stages::stop_tokens;
-pub(crate) use figures::{Figures, Mean};
-use saddle_core::{Finish, PolicyVersion, Prompt, PromptOrdinal};
+pub(crate) use figures::{Comparison, Mean, figures};
+pub(crate) use gold::gold_means;
+pub(crate) use held_out::{HeldOut, News};
+use saddle_core::{Finish, PolicyVersion, Prompt, PromptOrdinal, Rollout};
 use saddle_data::PromptRow;
-use saddle_lm::{DecodeSettings, ModelKind, Precision, Sampling, generate};
+use saddle_lm::{DecodeSettings, ModelKind, Normalizer, Policy, Precision, Sampling, ScoreModel, Tokenizer, generate};
 use saddle_store::{Decoding, ResponseRecord};
 use saddle_training::config::TrainConfig;
-use saddle_training::{PolicyModel, Scorer, encode_prompt};
-use std::path::Path;
-use tch::Device;
+use saddle_training::{Judges, Scorer, TrainingError, encode_prompt, normalised, score_rollouts};
 
 /// Asks policies, and scores what they say.
-pub(crate) struct Examiner<'a> {
-    config: &'a TrainConfig,
-    device: Device,
-    reward: Scorer,
-    cost: Scorer,
+pub(crate) struct Examiner {
+    config: TrainConfig,
+    reward: Judge,
+    /// In the order of the constraints' names.
+    costs: Vec<Judge>,
+    /// The constraint whose cost stands in the records.
+    shown: usize,
+}
+
+/// A frozen score model.
+struct Judge {
+    model: ScoreModel,
+    normalizer: Option<Normalizer>,
+}
+
+impl Judge {
+    fn score(&self, rollouts: &[Rollout], budget_tokens: usize) -> Result<Vec<f32>, TrainingError> {
+        Ok(normalised(score_rollouts(&self.model, rollouts, budget_tokens)?, self.normalizer))
+    }
+
+    /// Shares the weights of `scorer`.
+    fn of(scorer: &Scorer) -> Result<Self, TrainingError> {
+        let kind = scorer.model.parameters().base().unwrap_or_else(|| scorer.model.parameters()).flat().kind();
+        Ok(Self { model: scorer.model.kept(kind, scorer.model.device())?, normalizer: scorer.normalizer })
+    }
 }
 
 /// A scored answer, and whether it ended by itself.
 pub(crate) struct Answer {
     pub(crate) record: ResponseRecord,
+    /// By each constraint.
+    pub(crate) costs: Vec<f64>,
     pub(crate) finish: Finish,
 }
 
-impl<'a> Examiner<'a> {
-    /// Reads the reward model of `config`, and its cost model of `constraint`.
-    pub(crate) fn new(config: &'a TrainConfig, constraint: &str) -> Result<Self, Failure> {
+impl Examiner {
+    /// Reads the score models of `config`; records show the cost of `constraint`.
+    pub(crate) fn load(config: &TrainConfig, constraint: &str) -> Result<Self, Failure> {
         let device = run::device(&config.run)?;
-        let cost = config
-            .constraints
-            .get(constraint)
-            .ok_or_else(|| Failure::usage(format!("the run has no constraint {constraint}")))?;
+        let shown = config.constraints.keys().position(|name| name == constraint);
+        let shown = shown.ok_or_else(|| Failure::usage(format!("the run has no constraint {constraint}")))?;
+        let load = |path, kind| {
+            let Scorer { model, normalizer, .. } = Scorer::load(path, Some(kind), device)?;
+            Ok::<_, Failure>(Judge { model, normalizer })
+        };
+        let costs = config.constraints.values().map(|section| load(&section.from, ModelKind::Cost));
         Ok(Self {
-            config,
-            device,
-            reward: Scorer::load(&config.reward_model.from, Some(ModelKind::Reward), device)?,
-            cost: Scorer::load(&cost.from, Some(ModelKind::Cost), device)?,
+            reward: load(&config.reward_model.from, ModelKind::Reward)?,
+            costs: costs.collect::<Result<_, _>>()?,
+            config: config.clone(),
+            shown,
         })
     }
 
-    /// Reads a policy.
-    pub(crate) fn policy(&self, path: &Path) -> Result<PolicyModel, Failure> {
-        Ok(PolicyModel::load(path, self.device)?)
+    /// Scores by `judges`, whose weights it shares; records show the first cost.
+    pub(crate) fn over(config: &TrainConfig, judges: &Judges) -> Result<Self, TrainingError> {
+        let costs = judges.costs.iter().map(Judge::of).collect::<Result<_, _>>()?;
+        Ok(Self { config: config.clone(), reward: Judge::of(&judges.reward)?, costs, shown: 0 })
     }
 
     /// `count` answers of a policy that records call `name`, to `rows` in turn. Answers of two policies to the same rows
@@ -55,7 +83,7 @@ impl<'a> Examiner<'a> {
     pub(crate) fn answers(
         &self,
         name: &str,
-        PolicyModel { policy, tokenizer }: &PolicyModel,
+        (policy, tokenizer): (&Policy, &Tokenizer),
         rows: &[PromptRow],
         (decoding, count): (Decoding, usize),
     ) -> Result<Vec<Answer>, Failure> {
@@ -77,23 +105,24 @@ impl<'a> Examiner<'a> {
         };
         let rollouts = generate(policy, PolicyVersion(0), prompts, settings, generation.rows)?;
         let budget = self.config.ppo.micro_batch_tokens;
-        let (rewards, costs) = (self.reward.score(&rollouts, budget)?, self.cost.score(&rollouts, budget)?);
-        let scored = rollouts.iter().zip(rewards).zip(costs);
-        let answer = |((rollout, reward), cost): ((&saddle_core::Rollout, f32), f32)| {
+        let rewards = self.reward.score(&rollouts, budget)?;
+        let costs = self.costs.iter().map(|judge| judge.score(&rollouts, budget)).collect::<Result<Vec<_>, _>>()?;
+        let answer = |(index, rollout): (usize, &Rollout)| {
+            let costs: Vec<f64> = costs.iter().map(|scores| f64::from(scores[index])).collect();
             let record = ResponseRecord {
                 model: name.to_owned(),
                 decoding,
                 kind: rollout.prompt.kind.clone(),
                 prompt: last_turn(row(rollout.prompt.ordinal)).to_owned(),
                 response: tokenizer.decode(&rollout.tokens, true)?,
-                reward: f64::from(reward),
-                cost: f64::from(cost),
+                reward: f64::from(rewards[index]),
+                cost: costs[self.shown],
                 gold_helpfulness: None,
                 gold_harm: None,
             };
-            Ok(Answer { record, finish: rollout.finish })
+            Ok(Answer { record, costs, finish: rollout.finish })
         };
-        scored.map(answer).collect()
+        rollouts.iter().enumerate().map(answer).collect()
     }
 }
 

@@ -2,14 +2,13 @@
 //! telemetry, and leaves in order when asked.
 
 use super::waits::{Spent, spent, waits};
+use super::watched::Watched;
 use crate::failure::Failure;
 use crate::interrupt::Interrupt;
 use saddle_actors::model::ModelEngines;
 use saddle_actors::{Event, OrderError, Plan, Remote, Report, StartError, System, Update};
 use saddle_flow::Outcome;
-use saddle_telemetry::{
-    Command, CommandError, Control, ControlToken, Endpoints, Pause, Scale, Server, Telemetry, catalogue,
-};
+use saddle_telemetry::{Command, CommandError, Control, ControlToken, Endpoints, Pause, Scale, Server, Telemetry};
 use saddle_training::config::TrainConfig;
 use saddle_training::{Dual, Learner, Observer, describe};
 use serde_json::{Value, json};
@@ -35,12 +34,9 @@ pub(super) fn train_asynchronously(
     config: &TrainConfig,
     engines: ModelEngines,
     token: Option<ControlToken>,
-    observer: &mut dyn Observer,
+    telemetry: Arc<Telemetry>,
+    observer: &mut Watched<'_>,
 ) -> Result<Trained, Failure> {
-    let telemetry = Arc::new(Telemetry::new(env!("CARGO_PKG_VERSION")).map_err(Failure::run)?);
-    for (name, constraint) in &config.constraints {
-        catalogue::LAMBDA_MAX.of(&telemetry, [name]).set(constraint.dual.maximum_multiplier);
-    }
     let system = System::start(Plan::from(config), engines, Dual::all(config), Arc::clone(&telemetry));
     let system = system.map_err(|error| match error {
         StartError::Engine(error) => Failure::run(error),
@@ -65,7 +61,7 @@ fn follow(
     system: &System<ModelEngines>,
     telemetry: Arc<Telemetry>,
     token: Option<ControlToken>,
-    observer: &mut dyn Observer,
+    observer: &mut Watched<'_>,
 ) -> Result<Option<u64>, Failure> {
     let interrupt = Interrupt::listen(system.handle())?;
     let status = Arc::new(Mutex::new(Status::default()));
@@ -89,7 +85,7 @@ fn follow(
             Event::Over => break Ok(system.is_draining().then(|| system.version().0)),
             Event::Stopped(reason) => break Err(Failure::run(reason)),
         }
-        *lock(&status) = Status::of(system);
+        *lock(&status) = Status::of(system, observer.status());
     };
     if let Some(server) = server {
         system.handle().block_on(server.stop());
@@ -114,7 +110,9 @@ fn serve(
     let (shown, asked, updates) = (Arc::clone(status), Arc::clone(status), config.ppo.updates);
     let endpoints = Endpoints {
         telemetry,
-        status: Box::new(move || json!({ "updates": updates, "run": lock(&shown).run.clone() })),
+        status: Box::new(
+            move || json!({ "updates": updates, "run": lock(&shown).run.clone(), "limits": lock(&shown).limits.clone() }),
+        ),
         health: Box::new(move || lock(&asked).lacking.clone().map_or(Ok(()), Err)),
         control: token.map(|token| control(token, system.remote().clone())),
     };
@@ -153,6 +151,8 @@ async fn obey(remote: &Remote, command: Command) -> Result<(), OrderError> {
 #[derive(Default)]
 struct Status {
     run: Value,
+    /// Whether each limit is held, and the last evaluation.
+    limits: Value,
     /// A stage that is not there, in a sentence.
     lacking: Option<String>,
 }
@@ -162,11 +162,11 @@ fn lock(status: &Mutex<Status>) -> MutexGuard<'_, Status> {
 }
 
 impl Status {
-    fn of(system: &System<ModelEngines>) -> Self {
+    fn of(system: &System<ModelEngines>, limits: Value) -> Self {
         let report = observe(system);
         let lacking = report.stages.iter().find(|stage| !stage.running);
         let lacking = lacking.map(|stage| format!("{}-{} is not running", stage.name, stage.index));
-        Self { run: describe_run(system, &report), lacking }
+        Self { run: describe_run(system, &report), limits, lacking }
     }
 }
 
@@ -228,6 +228,9 @@ impl Accounts {
     ) -> Vec<(String, f64)> {
         let mut metrics = system.look_at_duals(|duals| describe(&update.batch, duals));
         metrics.extend(observer.rollouts(&update.batch));
+        let only = update.constraints.len() == 1;
+        metrics.extend(update.constraints.iter().flat_map(|step| step.metrics(only)));
+        metrics.extend(observer.constraints(update.version.0, &update.constraints));
         metrics.extend(update.metrics.iter().cloned());
         let report = observe(system);
         let spent = spent(&report);

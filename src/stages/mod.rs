@@ -2,17 +2,20 @@
 
 mod asynchronous;
 mod dpo;
+mod health;
 mod labelled;
 mod policy;
 mod prompts;
 mod scorer;
 mod sft;
 mod waits;
+mod watched;
 
 pub(crate) use dpo::direct_preference;
-pub(crate) use policy::{Watch, policy_training, stop_tokens};
+pub(crate) use policy::{policy_training, stop_tokens};
 pub(crate) use scorer::score_model;
 pub(crate) use sft::supervised;
+pub(crate) use watched::Watch;
 
 use crate::failure::Failure;
 use saddle_data::SkipCounts;
@@ -20,6 +23,23 @@ use saddle_lm::{Decoder, DecoderHead, LoraConfig, write_adapter};
 use saddle_store::RunDirectory;
 use saddle_training::Observer;
 use std::path::Path;
+
+/// What a stage came to.
+#[derive(Debug, Default)]
+pub(crate) struct StageResult {
+    /// Words for the closing table, by name.
+    pub(crate) details: Vec<(&'static str, String)>,
+    /// Numbers for it.
+    pub(crate) figures: Vec<(String, f64)>,
+    /// The verdict on a limit that is broken.
+    pub(crate) broken: Option<String>,
+}
+
+impl From<Vec<(String, f64)>> for StageResult {
+    fn from(figures: Vec<(String, f64)>) -> Self {
+        Self { figures, ..Self::default() }
+    }
+}
 
 /// The model with fresh adapters, if the recipe asks for them.
 fn adapted<H: DecoderHead>(model: Decoder<H>, lora: Option<&LoraConfig>, seed: u64) -> Result<Decoder<H>, Failure> {

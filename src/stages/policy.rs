@@ -2,20 +2,21 @@
 
 use super::asynchronous::train_asynchronously;
 use super::prompts::Prompts;
-use super::{note_skipped, note_too_long, save_adapter};
+use super::watched::{Watch, Watched};
+use super::{StageResult, note_skipped, note_too_long, save_adapter};
+use crate::evaluation::HeldOut;
 use crate::failure::Failure;
 use crate::progress::Progress;
 use crate::run;
 use saddle_actors::model::ModelEngines;
-use saddle_core::{PromptOrdinal, ScoredRollout};
-use saddle_data::{PromptRow, read_supervised};
+use saddle_data::read_supervised;
 use saddle_lm::{ModelKind, Precision, Tokenizer};
 use saddle_store::RunDirectory;
-use saddle_telemetry::ControlToken;
+use saddle_telemetry::{ControlToken, Telemetry};
 use saddle_training::config::TrainConfig;
 use saddle_training::{
-    CriticSet, Judges, Learner, Observer, PolicyModel, Ptx, Scorer, Sequence, decode_settings, encode_supervised,
-    train_synchronously,
+    CriticSet, Judges, Learner, Observer, PolicyModel, Ptx, Scorer, Sequence, Verdict, decode_settings,
+    encode_supervised, train_synchronously,
 };
 use std::sync::Arc;
 
@@ -31,16 +32,13 @@ const SHOWN: [&str; 8] = [
     "edge_depth_join_learner",
 ];
 
-/// Looks at rollouts in training: given the text of each prompt, the rollouts and the tokenizer, returns metrics.
-pub(crate) type Watch<'a> =
-    &'a dyn Fn(&dyn Fn(PromptOrdinal) -> PromptRow, &[ScoredRollout], &Tokenizer) -> Vec<(String, f64)>;
-
-/// Trains a policy as `config` says into `run`. `watch` may add metrics of its own.
+/// Trains a policy as `config` says into `run`, and returns its verdict and its held-out figures. `watch` may add metrics of
+/// its own.
 pub(crate) fn policy_training(
     config: &TrainConfig,
     run: &RunDirectory,
     watch: Option<Watch<'_>>,
-) -> Result<(), Failure> {
+) -> Result<StageResult, Failure> {
     let device = run::device(&config.run)?;
     let token = config.telemetry.control_token_file.as_deref().map(ControlToken::read).transpose();
     let token = token.map_err(|error| Failure::usage(format!("telemetry.control_token_file: {error}")))?;
@@ -77,19 +75,33 @@ pub(crate) fn policy_training(
             })
             .collect::<Result<_, _>>()?,
     };
-    let prompts = Arc::new(Prompts::read(&config.prompts, &tokenizer, config.run.seed, &mut progress)?);
+    let tokenizer = Arc::new(tokenizer);
+    let (prompts, held_out) = Prompts::read(config, &tokenizer, &mut progress)?;
+    let prompts = Arc::new(prompts);
+    let held_out = match held_out.is_empty() {
+        true => None,
+        false => Some(Arc::new(HeldOut::new(config, &judges, held_out, Arc::clone(&tokenizer), run)?)),
+    };
+    let telemetry = Arc::new(Telemetry::new(env!("CARGO_PKG_VERSION")).map_err(Failure::run)?);
+    let ranges = std::iter::once(&judges.reward).chain(&judges.costs).map(|scorer| scorer.score_range).collect();
     let scorers: Vec<_> =
         std::iter::once(&judges.reward.model).chain(judges.costs.iter().map(|cost| &cost.model)).collect();
     let critics = CriticSet::new(&config.critics, config.lora.as_ref(), &scorers, config.run.seed, device)?;
     let settings = decode_settings(config, stop_tokens(&policy, &tokenizer)?);
     let ptx = Ptx::new(read_ptx(config, &tokenizer, &mut progress)?);
     let learner = Learner::new(config.clone(), policy, critics, ptx)?;
-    let mut watched = Watched { progress, watch, prompts: &prompts, tokenizer: &tokenizer };
+    let shared = (Arc::clone(&prompts), Arc::clone(&tokenizer));
+    let mut watched = Watched::new(config, ranges, progress, watch, shared, held_out.clone(), Arc::clone(&telemetry));
     let (learner, interrupted_after) = if config.is_asynchronous() {
         let drawn = Arc::clone(&prompts);
         let prompt = Box::new(move |ordinal| drawn.prompt(ordinal));
-        let engines = ModelEngines::new(config.clone(), learner, judges, settings, prompt);
-        let trained = train_asynchronously(config, engines, token, &mut watched)?;
+        let examine = Box::new(move |version, policy: &_| {
+            if let Some(held_out) = &held_out {
+                held_out.examine(version, policy);
+            }
+        });
+        let engines = ModelEngines::new(config.clone(), learner, judges, settings, prompt, examine);
+        let trained = train_asynchronously(config, engines, token, telemetry, &mut watched)?;
         (trained.learner, trained.interrupted_after)
     } else {
         let prompt = |ordinal| prompts.prompt(ordinal);
@@ -97,9 +109,13 @@ pub(crate) fn policy_training(
     };
     save_adapter(learner.policy(), Some(&config.policy.from), run)?;
     PolicyModel::save(learner.policy(), &tokenizer, &run.model_path())?;
-    watched.progress.finish()?;
+    let verdicts = watched.judge(learner.version(), learner.policy());
+    run.write_verdicts(&verdicts)?;
+    verdicts.iter().for_each(|verdict| watched.note(&verdict.to_string()));
+    let result = result(&verdicts, &watched, run);
+    watched.finish()?;
     match interrupted_after {
-        None => Ok(()),
+        None => Ok(result),
         Some(update) => {
             let (updates, path) = (config.ppo.updates, run.model_path());
             let path = path.display();
@@ -108,6 +124,27 @@ pub(crate) fn policy_training(
             )))
         }
     }
+}
+
+/// What the closing table says.
+fn result(verdicts: &[Verdict], watched: &Watched<'_>, run: &RunDirectory) -> StageResult {
+    let (best, last) = watched.examined();
+    let mut details: Vec<_> = verdicts.iter().map(|verdict| ("verdict", verdict.to_string())).collect();
+    if let Some(version) = best {
+        let path = run.best_path();
+        details.push(("best model", format!("{}, of update {version}", path.display())));
+    }
+    let mut figures = Vec::new();
+    if let Some(record) = last {
+        figures.push(("held_out_reward".to_owned(), record.all.reward.mean));
+        for (name, cost) in &record.all.constraints {
+            figures.push((format!("held_out_{name}"), cost.cost.mean));
+            figures.push((format!("held_out_{name}_upper"), cost.bounds.1));
+            figures.push((format!("held_out_{name}_unsafe_ratio"), cost.unsafe_ratio.mean));
+        }
+    }
+    let broken = verdicts.iter().find(|verdict| !verdict.held).map(ToString::to_string);
+    StageResult { details, figures, broken }
 }
 
 /// The supervised rows of the PTX loss; none without a coefficient.
@@ -138,31 +175,4 @@ pub(crate) fn stop_tokens(policy: &saddle_lm::Policy, tokenizer: &Tokenizer) -> 
         ));
     }
     Ok(tokens)
-}
-
-/// The display, and whoever else looks at rollouts.
-struct Watched<'a> {
-    progress: Progress,
-    watch: Option<Watch<'a>>,
-    prompts: &'a Prompts,
-    tokenizer: &'a Tokenizer,
-}
-
-impl Observer for Watched<'_> {
-    fn step(&mut self, step: u64, steps: u64, metrics: &[(String, f64)]) {
-        self.progress.step(step, steps, metrics);
-    }
-
-    fn rollouts(&mut self, rollouts: &[ScoredRollout]) -> Vec<(String, f64)> {
-        let row = |ordinal| self.prompts.row(ordinal).clone();
-        self.watch.map_or_else(Vec::new, |watch| watch(&row, rollouts, self.tokenizer))
-    }
-
-    fn waits(&mut self, text: &str) {
-        self.progress.waits(text);
-    }
-
-    fn note(&mut self, message: &str) {
-        self.progress.note(message);
-    }
 }

@@ -48,7 +48,7 @@ pub(super) fn waits(before: &Spent, now: &Spent) -> String {
 /// Who ends such a wait. The join and the multiplier only pass on: that they wait is no news.
 fn awaited(role: Role, activity: Activity) -> Option<&'static str> {
     match (role, activity) {
-        (_, Activity::Busy) | (Role::Join | Role::Multiplier, _) => None,
+        (_, Activity::Busy) | (Role::Join | Role::Multiplier | Role::Evaluator, _) => None,
         (Role::Source, _) => Some("learner"),
         (Role::Generator, Activity::Starved) => Some("source"),
         (Role::Generator, Activity::Blocked) => Some("scorers"),

@@ -15,6 +15,14 @@ fn listing(bench: &Workbench, folder: &str) -> Vec<String> {
     names
 }
 
+/// Checks that `run` holds all that policy training leaves, and returns its metrics, one object an update.
+fn policy_run(bench: &Workbench, run: &str) -> Vec<Value> {
+    let verdicts = bench.value(&format!("{run}/verdict.json"));
+    assert!(verdicts[0]["held"].is_boolean() && verdicts[0]["updates"].is_u64(), "{verdicts}");
+    fs::remove_file(bench.path(&format!("{run}/verdict.json"))).expect("the verdict can be removed");
+    stage_run(bench, run)
+}
+
 /// Checks that `run` holds all that a training stage leaves, and returns its metrics, one object a step.
 fn stage_run(bench: &Workbench, run: &str) -> Vec<Value> {
     assert_eq!(listing(bench, run), ["config.toml", "machine.json", "metrics.jsonl", "model", "tensorboard"]);
@@ -161,7 +169,7 @@ fn cost_model_learns_which_response_is_safer_and_keeps_zero_as_the_boundary() {
 fn policy_training(more: &str) -> Vec<Value> {
     let bench = Workbench::new();
     bench.train("train", "run", more);
-    let metrics = stage_run(&bench, "run");
+    let metrics = policy_run(&bench, "run");
     assert_eq!(metrics.len(), 2);
     for row in &metrics {
         for name in ["reward_mean", "cost_mean", "lambda", "kl_current_reference"] {
@@ -208,7 +216,7 @@ fn train_keeps_to_several_constraints() {
         "run",
         r#"--set constraints.second={from="fixture/cost-model/model",dual={cost_limit=-1,estimator={kind="window"}}}"#,
     );
-    let metrics = stage_run(&bench, "run");
+    let metrics = policy_run(&bench, "run");
     for (name, limit) in [("cost", 0.0), ("second", -1.0)] {
         assert_eq!(number(&metrics[0], &format!("cost_limit_{name}")), limit);
         number(&metrics[0], &format!("lambda_{name}"));

@@ -78,7 +78,9 @@ fn a_run_records_every_declared_metric_and_answers_every_panel() {
     assert!(asked_for().len() > 50, "the dashboard is not understood: {:?}", asked_for());
     let bench = Workbench::new();
     let estimator = r#"constraints.cost.dual.estimator={kind="fresh",minimum_effective_samples=4}"#;
-    let more = format!("--set ppo.updates=1000000 --set telemetry.address=127.0.0.1:0 --set {estimator}");
+    let examined =
+        "--set evaluation.held_out_ratio=0.3 --set evaluation.every_updates=2 --set shaping.reference_kl.target=6";
+    let more = format!("--set ppo.updates=1000000 --set telemetry.address=127.0.0.1:0 --set {estimator} {examined}");
     let mut child = bench.start(&format!("train --config recipes/train.toml --run run {ASYNCHRONOUS} {more}"));
     let (address, lines) = crate::asynchronous::address(&mut child);
     let scrape = loop {

@@ -124,6 +124,7 @@ fn plan() -> Plan {
         batch_rollouts: BATCH,
         minimum_rollouts: 1,
         score_tokens: 8192,
+        evaluate_every_updates: 0,
     }
 }
 

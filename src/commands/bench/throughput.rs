@@ -175,6 +175,7 @@ fn measure(args: &ThroughputArgs, counts: Counts, times: &Times) -> Result<f64, 
         batch_rollouts: args.batch,
         minimum_rollouts: 1,
         score_tokens: 8192,
+        evaluate_every_updates: 0,
     };
     let telemetry = Arc::new(Telemetry::new(env!("CARGO_PKG_VERSION")).map_err(Failure::run)?);
     let recorded = Arc::clone(&telemetry);
