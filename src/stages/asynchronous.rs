@@ -230,7 +230,7 @@ impl Accounts {
         metrics.extend(observer.rollouts(&update.batch));
         let only = update.constraints.len() == 1;
         metrics.extend(update.constraints.iter().flat_map(|step| step.metrics(only)));
-        metrics.extend(observer.constraints(update.version.0, &update.constraints));
+        observer.constraints(update.version.0, &update.constraints);
         metrics.extend(update.metrics.iter().cloned());
         let report = observe(system);
         let spent = spent(&report);

@@ -12,7 +12,7 @@ use saddle_lm::{Policy, ScoreRange, Tokenizer};
 use saddle_store::{EvaluationRecord, Figures};
 use saddle_telemetry::{Telemetry, catalogue};
 use saddle_training::config::TrainConfig;
-use saddle_training::{CostFigure, DualStep, LimitWatch, Observer, TrainingError, Verdict, constraint_metric};
+use saddle_training::{CostFigure, DualStep, LimitWatch, Observer, Verdict, constraint_metric};
 use serde_json::{Value, json};
 use std::sync::Arc;
 
@@ -197,16 +197,15 @@ impl Observer for Watched<'_> {
         metrics
     }
 
-    fn constraints(&mut self, update: u64, steps: &[DualStep]) -> Vec<(String, f64)> {
+    fn constraints(&mut self, update: u64, steps: &[DualStep]) {
         for (limit, step) in self.limits.iter_mut().zip(steps) {
             for told in limit.observe(update, step) {
                 self.progress.note(&told);
             }
         }
-        Vec::new()
     }
 
-    fn published(&mut self, version: PolicyVersion, policy: &Policy) -> Result<(), TrainingError> {
+    fn published(&mut self, version: PolicyVersion, policy: &Policy) {
         let every = self.config.evaluation.every_updates;
         if let Some(held_out) = self.held_out.as_ref()
             && every > 0
@@ -215,7 +214,6 @@ impl Observer for Watched<'_> {
         {
             held_out.examine(version, policy);
         }
-        Ok(())
     }
 
     fn waits(&mut self, text: &str) {

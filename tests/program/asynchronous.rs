@@ -83,7 +83,11 @@ fn told_to_leave_it_ends_what_is_under_way_and_saves_its_model() {
     for name in ["saddle_policy_version ", "saddle_lambda{", "saddle_edge_capacity{", "saddle_rollouts_total{"] {
         assert!(metrics.contains(name), "{name} is not in {metrics}");
     }
-    assert!(get(&address, "/v1/status").contains("\"updates\":1000000"));
+    let status = get(&address, "/v1/status");
+    assert!(
+        status.contains("\"updates\":1000000") && status.contains("\"so_far\":{\"constraint\":\"cost\""),
+        "{status}"
+    );
     tell_to_leave(&child);
     let said: Vec<String> = lines.collect();
     assert_eq!(child.wait().expect("the program ends").code(), Some(130), "{said:?}");

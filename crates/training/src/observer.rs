@@ -1,6 +1,5 @@
 //! How a stage tells of its progress.
 
-use crate::TrainingError;
 use crate::dual::DualStep;
 use saddle_core::{PolicyVersion, ScoredRollout};
 use saddle_lm::Policy;
@@ -16,19 +15,14 @@ pub trait Observer {
         Vec::new()
     }
 
-    /// What each constraint's step for the coming update `update` went by. What this returns is added to its metrics.
-    fn constraints(&mut self, update: u64, steps: &[DualStep]) -> Vec<(String, f64)> {
+    /// What each constraint's step for the coming update `update` went by.
+    fn constraints(&mut self, update: u64, steps: &[DualStep]) {
         let _ = (update, steps);
-        Vec::new()
     }
 
     /// The policy as it is after its update to `version`, in the synchronous schedule.
-    ///
-    /// # Errors
-    /// Whatever ends the training.
-    fn published(&mut self, version: PolicyVersion, policy: &Policy) -> Result<(), TrainingError> {
+    fn published(&mut self, version: PolicyVersion, policy: &Policy) {
         let _ = (version, policy);
-        Ok(())
     }
 
     /// Who waits for whom, in a few words, with the step that comes next.

@@ -46,7 +46,7 @@ pub fn train_synchronously(
         observe_costs(&mut duals, &batch.scored, learner.version());
         let steps: Vec<DualStep> = duals.iter_mut().map(|dual| dual.step(learner.version(), 0.0)).collect();
         metrics.extend(steps.iter().flat_map(|step| step.metrics(steps.len() == 1)));
-        metrics.extend(observer.constraints(update + 1, &steps));
+        observer.constraints(update + 1, &steps);
         let lambdas: Vec<f64> = steps.iter().map(|step| step.multiplier).collect();
         waiting.push_back(batch.scored);
         let watch_seconds = clock.lap();
@@ -58,7 +58,7 @@ pub fn train_synchronously(
             ("learn_seconds".to_owned(), clock.lap()),
         ]);
         observer.step(update + 1, config.ppo.updates, &metrics);
-        observer.published(learner.version(), learner.policy())?;
+        observer.published(learner.version(), learner.policy());
     }
     Ok(learner)
 }
