@@ -2,11 +2,13 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Updates after which a condition that lasts, or one that comes and goes, is told of again.
+/// Updates after which a condition that lasts is told of again.
 const REPEAT_UPDATES: u64 = 50;
+/// Updates after which one that was over is told of again.
+const QUIET_UPDATES: u64 = 10;
 
-/// One condition, told when it begins, every so often while it lasts, and when it ends. One that comes and goes is not told
-/// of more often than one that lasts.
+/// One condition, told when it begins, every so often while it lasts, and when it ends. One that comes and goes is told of
+/// every so often too, and not each time.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Alarm {
     since: Option<u64>,
@@ -38,7 +40,8 @@ impl Alarm {
             }
             (since, true) => *self.since.insert(since.unwrap_or(update)),
         };
-        if self.told.is_some_and(|told| update.saturating_sub(told) < REPEAT_UPDATES) {
+        let quiet = if self.is_known { REPEAT_UPDATES } else { QUIET_UPDATES };
+        if self.told.is_some_and(|told| update.saturating_sub(told) < quiet) {
             return None;
         }
         self.told = Some(update);
@@ -67,11 +70,11 @@ mod tests {
     }
 
     #[test]
-    fn one_that_comes_and_goes_is_told_of_no_more_often_and_its_unsaid_ends_are_not() {
+    fn one_that_comes_and_goes_is_told_of_every_ten_updates_and_its_unsaid_ends_are_not() {
         let mut alarm = Alarm::default();
         let turns: Vec<(u64, Turn)> =
-            (0..104).filter_map(|update| Some((update, alarm.observe(update, update % 2 == 0)?))).collect();
+            (0..24).filter_map(|update| Some((update, alarm.observe(update, update % 2 == 0)?))).collect();
         let begun_and_ended = |at| [(at, Turn::Begun), (at + 1, Turn::Ended(1))];
-        assert_eq!(turns, [begun_and_ended(0), begun_and_ended(50), begun_and_ended(100)].concat());
+        assert_eq!(turns, [begun_and_ended(0), begun_and_ended(10), begun_and_ended(20)].concat());
     }
 }
