@@ -3,7 +3,9 @@
 use crate::Role;
 use saddle_core::PolicyVersion;
 use saddle_flow::EdgeSpec;
-use saddle_training::config::{EdgesSection, PlacementSection, ScheduleSection, SupervisionSection, TrainConfig};
+use saddle_training::config::{
+    EdgesSection, EvaluationSection, PlacementSection, ScheduleSection, SupervisionSection, TrainConfig,
+};
 use std::fmt;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::sync::Arc;
@@ -80,7 +82,7 @@ impl Plan {
 
     /// Whether the weights of `version` are examined while the run goes on. Those of its end are the program's to examine.
     pub(crate) fn is_examined(&self, version: PolicyVersion) -> bool {
-        self.has_evaluator() && version.0.is_multiple_of(self.evaluate_every_updates) && version.0 < self.updates
+        EvaluationSection::is_due(self.evaluate_every_updates, version, self.updates)
     }
 
     /// How many lanes score a response.

@@ -11,7 +11,7 @@ use saddle_data::PromptRow;
 use saddle_lm::{Policy, ScoreRange, Tokenizer};
 use saddle_store::{EvaluationRecord, Figures};
 use saddle_telemetry::{Telemetry, catalogue};
-use saddle_training::config::TrainConfig;
+use saddle_training::config::{EvaluationSection, TrainConfig};
 use saddle_training::{CostFigure, DualStep, LimitWatch, Observer, Verdict, constraint_metric};
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -206,12 +206,8 @@ impl Observer for Watched<'_> {
     }
 
     fn published(&mut self, version: PolicyVersion, policy: &Policy) {
-        let every = self.config.evaluation.every_updates;
-        if let Some(held_out) = self.held_out.as_ref()
-            && every > 0
-            && version.0.is_multiple_of(every)
-            && version.0 < self.config.ppo.updates
-        {
+        let (every, updates) = (self.config.evaluation.every_updates, self.config.ppo.updates);
+        if let Some(held_out) = self.held_out.as_ref().filter(|_| EvaluationSection::is_due(every, version, updates)) {
             held_out.examine(version, policy);
         }
     }

@@ -1,7 +1,7 @@
 //! `[evaluation]`: how the policy is examined while it is trained.
 
 use super::Validate;
-use saddle_core::Problems;
+use saddle_core::{PolicyVersion, Problems};
 use saddle_data::Source;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -41,10 +41,11 @@ impl Default for EvaluationSection {
 }
 
 impl EvaluationSection {
-    /// Whether there are held-out prompts.
+    /// Whether the policy of `version` is examined while a run of `updates` updates goes on. The one at its end always is, when
+    /// the run is over.
     #[must_use]
-    pub fn has_prompts(&self) -> bool {
-        !self.prompts.is_empty() || self.held_out_ratio > 0.0
+    pub fn is_due(every_updates: u64, version: PolicyVersion, updates: u64) -> bool {
+        every_updates > 0 && version.0.is_multiple_of(every_updates) && version.0 < updates
     }
 }
 
