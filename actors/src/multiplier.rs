@@ -9,6 +9,7 @@ use crate::shared::{Multipliers, Next, Run, StageError, Work, lock};
 use crate::work::CostReport;
 use saddle_flow::invariants::{self, Invariant};
 use saddle_flow::{Receiver, Stage};
+use saddle_training::{Dual, DualStep};
 use std::sync::Arc;
 
 pub(crate) struct Multiplier<E: Engines> {
@@ -29,13 +30,13 @@ impl<E: Engines> Work for Multiplier<E> {
             // A learner that was restarted asks again for a step that was made.
             CostReport::Step { version, .. } if self.run.multipliers.version() > version.0 => {}
             CostReport::Step { version, delay_versions } => {
-                let before: Vec<_> =
-                    duals.iter().map(|dual| (dual.multiplier(), dual.cost_estimate(version))).collect();
-                let steps = duals.iter_mut().map(|dual| dual.step(version, delay_versions)).collect();
-                for (dual, (before, estimate)) in duals.iter().zip(before) {
-                    let after = dual.multiplier();
-                    let bounded = invariants::lambda_within(after, dual.maximum_multiplier());
+                let before: Vec<f64> = duals.iter().map(Dual::multiplier).collect();
+                let steps: Vec<DualStep> = duals.iter_mut().map(|dual| dual.step(version, delay_versions)).collect();
+                for (step, before) in steps.iter().zip(before) {
+                    let after = step.multiplier;
+                    let bounded = invariants::lambda_within(after, step.maximum_multiplier);
                     invariants::check(Invariant::Dual1, bounded);
+                    let estimate = step.estimate.map(|estimate| estimate.mean);
                     let moved = invariants::lambda_moved_by_a_finite_cost(before, after, estimate);
                     invariants::check(Invariant::Dual2, moved);
                 }

@@ -76,18 +76,6 @@ impl Dual {
         self.controller.multiplier()
     }
 
-    /// λ_max.
-    #[must_use]
-    pub fn maximum_multiplier(&self) -> f64 {
-        self.maximum_multiplier
-    }
-
-    /// The estimate that the step for the policy of `version` would go by.
-    #[must_use]
-    pub fn cost_estimate(&self, version: PolicyVersion) -> Option<f64> {
-        self.estimator.estimate(version).map(|estimate| estimate.mean)
-    }
-
     /// Takes in the cost of a response that was scored under the weights of `version`.
     pub fn observe(&mut self, cost: f32, version: PolicyVersion) {
         self.estimator.observe(CostSample { cost: f64::from(cost), version });
