@@ -17,6 +17,7 @@ use saddle_core::PolicyVersion;
 const PI: PiConfig = PiConfig {
     integral_gain: 0.1,
     proportional_gain: 0.1,
+    violation_gain: 0.0,
     step_limit: 0.1,
     floor: 1e-3,
     dead_zone_standard_errors: 0.5,

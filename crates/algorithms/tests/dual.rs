@@ -121,6 +121,8 @@ fn a_pi_step_is_bounded_and_slowed_by_delay_and_skipped_inside_the_noise() {
     let step = |cost: f64, standard_error: f64, delay: f64| {
         let pi = PiConfig {
             integral_gain: 0.1,
+            proportional_gain: 0.0,
+            violation_gain: 0.0,
             step_limit: 0.1,
             floor: 1e-3,
             dead_zone_standard_errors: 0.5,
@@ -136,6 +138,29 @@ fn a_pi_step_is_bounded_and_slowed_by_delay_and_skipped_inside_the_noise() {
     assert!((log_step(0.5, 4.0) - 0.01).abs() < 1e-12);
     assert_eq!(step(0.4, 1.0, 0.0), (Step::Held(HoldCause::DeadZone), 1.0));
     assert!(matches!(step(0.6, 1.0, f64::NAN).0, Step::Moved { .. }));
+}
+
+#[test]
+fn pi_answers_an_excess_by_as_much_as_it_is_and_no_more_however_many_steps_that_takes() {
+    let pi = PiConfig {
+        integral_gain: 0.0,
+        proportional_gain: 0.5,
+        violation_gain: 0.0,
+        step_limit: 0.3,
+        ..PiConfig::default()
+    };
+    let config = ConstraintConfig { maximum_multiplier: 100.0, ..constraint(ControllerConfig::Pi(pi)) };
+    let mut controller = Controller::new(&config);
+    let mut parts = |cost: f64| {
+        controller.step(exact(cost), 0.0);
+        ((controller.multiplier() + 1.0) / 2.0).ln()
+    };
+    let (first, second) = (parts(1.0), parts(1.0));
+    assert!((first - 0.3).abs() < 1e-12 && (second - 0.5).abs() < 1e-12, "{first} {second}");
+    // One wild estimate is not made up for afterwards.
+    assert!((parts(1e9) - 0.8).abs() < 1e-12);
+    let back: Vec<f64> = (0..3).map(|_| parts(0.0)).collect();
+    assert!(back[2].abs() < 1e-12, "{back:?}");
 }
 
 #[test]

@@ -184,7 +184,13 @@ impl Controller {
         let excess = cost - cost_limit;
         match (law, &self.config.controller) {
             (Law::Pi(law), ControllerConfig::Pi(config)) => law
-                .advance(config, multiplier, excess, estimate.standard_error, delay_versions)
+                .advance(
+                    config,
+                    multiplier,
+                    excess,
+                    (estimate.mean - cost_limit, estimate.standard_error),
+                    delay_versions,
+                )
                 .ok_or(HoldCause::DeadZone),
             (Law::Pid(law), ControllerConfig::Pid(config)) => {
                 Ok(law.advance(config, cost, cost_limit, maximum_multiplier))
