@@ -26,6 +26,12 @@ impl Clock {
         }
     }
 
+    /// The time since `start`.
+    #[must_use]
+    pub fn since(&self, start: Instant) -> Duration {
+        self.now().saturating_duration_since(start)
+    }
+
     /// Parks this thread until it is unparked, or until `deadline` at the latest; may return early.
     pub(crate) fn park_until(&self, deadline: Instant) {
         match self {

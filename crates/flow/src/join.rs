@@ -1,7 +1,7 @@
 //! The join: parts of one thing that come by several lanes, such as the reward, the costs and the reference log-probs of
 //! a rollout, brought together by their key under a deadline. A plain state machine, told the time; it waits for nothing.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,8 +14,10 @@ pub struct Join<K, P> {
     patience: Duration,
     capacity: usize,
     open: BTreeMap<K, Partial<P>>,
-    /// The last keys that are over, as many as `capacity`: their late parts are refused.
+    /// The last keys that are over, as many as `capacity`, oldest first: their late parts are refused.
     over: VecDeque<K>,
+    /// The same, to look them up.
+    is_over: BTreeSet<K>,
 }
 
 #[derive(Debug)]
@@ -51,7 +53,14 @@ impl<K: Ord + Copy, P> Join<K, P> {
     /// A join of the named lanes. A key is given up `patience` after its first part; at most `capacity` keys are open.
     #[must_use]
     pub fn new(lanes: Vec<Arc<str>>, patience: Duration, capacity: NonZeroUsize) -> Self {
-        Self { lanes, patience, capacity: capacity.get(), open: BTreeMap::new(), over: VecDeque::new() }
+        Self {
+            lanes,
+            patience,
+            capacity: capacity.get(),
+            open: BTreeMap::new(),
+            over: VecDeque::new(),
+            is_over: BTreeSet::new(),
+        }
     }
 
     /// Takes a part. The last one of a key completes it: all parts, in the order of the lanes.
@@ -61,7 +70,7 @@ impl<K: Ord + Copy, P> Join<K, P> {
     pub fn offer(&mut self, key: K, lane: usize, part: P, now: Instant) -> Result<Option<Vec<P>>, Refused<P>> {
         let why = if lane >= self.lanes.len() {
             Some("there is no such lane")
-        } else if self.over.contains(&key) {
+        } else if self.is_over.contains(&key) {
             Some("its key is complete or expired")
         } else if self.open.get(&key).is_some_and(|partial| partial.parts[lane].is_some()) {
             Some("the lane delivered this key before")
@@ -120,10 +129,13 @@ impl<K: Ord + Copy, P> Join<K, P> {
 
     fn end(&mut self, key: K) -> Option<Partial<P>> {
         let partial = self.open.remove(&key)?;
-        if self.over.len() == self.capacity {
-            self.over.pop_front();
+        if self.over.len() == self.capacity
+            && let Some(oldest) = self.over.pop_front()
+        {
+            self.is_over.remove(&oldest);
         }
         self.over.push_back(key);
+        self.is_over.insert(key);
         Some(partial)
     }
 }

@@ -12,6 +12,8 @@ use tokio::sync::Notify;
 
 /// How often a wait beats.
 const BEAT: Duration = Duration::from_secs(1);
+/// A wait that comes back later than this did not wait: the process was stopped, or the machine slept.
+const STOPPED: Duration = Duration::from_secs(5);
 
 /// A wait of `stage` at the place named `at`.
 pub(crate) struct Wait<'a> {
@@ -35,7 +37,7 @@ impl Wait<'_> {
         }
         let clock = self.stage.clock();
         let start = clock.now();
-        let deadline = start + self.stage.patience();
+        let mut deadline = start + self.stage.patience();
         let mut found = pin!(self.until(attempt));
         let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
         self.stage.pulse().enter(self.activity);
@@ -47,7 +49,9 @@ impl Wait<'_> {
             if now >= deadline {
                 break Err(self.deadline());
             }
-            clock.park_until(deadline.min(now + BEAT));
+            let next = deadline.min(now + BEAT);
+            clock.park_until(next);
+            deadline += stopped(clock.now().saturating_duration_since(next));
             self.stage.pulse().beat();
         };
         self.stage.pulse().enter(Activity::Busy);
@@ -65,12 +69,14 @@ impl Wait<'_> {
             return Ok(found);
         }
         let start = tokio::time::Instant::now();
-        let deadline = start + self.stage.patience();
+        let mut deadline = start + self.stage.patience();
         let mut found = pin!(self.until(attempt));
         self.stage.pulse().enter(self.activity);
         let result = loop {
             let next = deadline.min(tokio::time::Instant::now() + BEAT);
-            match tokio::time::timeout_at(next, found.as_mut()).await {
+            let woken = tokio::time::timeout_at(next, found.as_mut()).await;
+            deadline += stopped(next.elapsed());
+            match woken {
                 Ok(result) => break result,
                 Err(_) if next >= deadline => break Err(self.deadline()),
                 Err(_) => self.stage.pulse().beat(),
@@ -108,6 +114,11 @@ impl Wait<'_> {
     fn deadline(&self) -> FlowError {
         FlowError::Deadline { at: Arc::clone(self.at), patience: self.stage.patience() }
     }
+}
+
+/// The time that a wait is owed, for it was not awake: all of `late`, if that is long.
+fn stopped(late: Duration) -> Duration {
+    if late > STOPPED { late } else { Duration::ZERO }
 }
 
 /// Wakes a parked thread.
