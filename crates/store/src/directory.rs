@@ -1,8 +1,12 @@
-//! Where each part of a run lies, and the rule that no run is overwritten by accident.
+//! Where each part of a run lies, and the rules that no run is overwritten by accident, that none is removed before there is another in
+//! its place, and that one process at a time writes it.
 
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::lock::{LOCK_FILE, Lock};
 
 use crate::files::{to_json_lines, write_whole};
 use crate::{EvaluationLog, EvaluationRecord, Machine, MetricsLog, ResponseRecord, StoreError, read_evaluations};
@@ -12,50 +16,102 @@ use serde::Serialize;
 /// What the policy beside it came to.
 const EVALUATION_FILE: &str = "evaluation.json";
 
+/// The resolved configuration, which marks a directory as a run.
+const CONFIG_FILE: &str = "config.toml";
+/// Where a run waits that is about to be replaced.
+const REPLACED: &str = "replaced";
+
 /// One run's directory. The layout is in the crate's own documentation.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct RunDirectory {
     path: PathBuf,
+    /// While this process writes it.
+    _lock: Option<Arc<Lock>>,
 }
 
 impl RunDirectory {
     /// Makes an empty directory for a new run, with the folders above it.
     ///
     /// # Errors
-    /// [`StoreError::Occupied`] if anything is already there; I/O errors with their path.
+    /// [`StoreError::Occupied`] if anything is already there, [`StoreError::Locked`] if another process writes it; I/O
+    /// errors with their path.
     pub fn create(path: impl Into<PathBuf>) -> Result<RunDirectory, StoreError> {
-        let run = RunDirectory { path: path.into() };
-        fs::create_dir_all(&run.path).map_err(StoreError::io(&run.path))?;
-        if run.is_empty()? { Ok(run) } else { Err(StoreError::Occupied { path: run.path }) }
+        let path = path.into();
+        fs::create_dir_all(&path).map_err(StoreError::io(&path))?;
+        if is_empty(&path)? { Self::locked(path) } else { Err(StoreError::Occupied { path }) }
     }
 
-    /// Makes a directory for a new run where an earlier run may be, whose files are removed first.
-    /// Files that are not a run's are left alone.
+    /// Makes a directory for a new run where an earlier run may be. That one is set aside, and removed by
+    /// [`RunDirectory::complete`]; files that are not a run's are left alone.
     ///
     /// # Errors
     /// [`StoreError::NotARun`] if the directory holds something that is not a run, so that a mistyped
-    /// path costs nobody their files; I/O errors with their path.
+    /// path costs nobody their files; [`StoreError::Locked`] if another process writes it; I/O errors with their path.
     pub fn overwrite(path: impl Into<PathBuf>) -> Result<RunDirectory, StoreError> {
-        let run = RunDirectory { path: path.into() };
-        fs::create_dir_all(&run.path).map_err(StoreError::io(&run.path))?;
-        if run.is_empty()? {
+        let path = path.into();
+        fs::create_dir_all(&path).map_err(StoreError::io(&path))?;
+        let replaced = path.join(REPLACED);
+        let is_run = path.join(CONFIG_FILE).is_file() || replaced.join(CONFIG_FILE).is_file();
+        if !is_run && !is_empty(&path)? {
+            return Err(StoreError::NotARun { path });
+        }
+        let run = Self::locked(path)?;
+        if !is_run {
             return Ok(run);
         }
-        let run = RunDirectory::open(run.path)?;
-        run.clear()?;
+        if replaced.is_dir() {
+            // An earlier try to replace it did not come to its end. What it left is worth more only if it has a model.
+            match run.model_path().is_dir() {
+                true => remove(&replaced)?,
+                false => {
+                    run.clear()?;
+                    return Ok(run);
+                }
+            }
+        }
+        fs::create_dir(&replaced).map_err(StoreError::io(&replaced))?;
+        run.move_parts(&run.path, &replaced)?;
         Ok(run)
     }
 
-    /// Removes the run if nothing has come of it: it has no metrics and no model. Files that are not a run's stay, and the
-    /// directory with them.
+    fn locked(path: PathBuf) -> Result<RunDirectory, StoreError> {
+        let lock = Lock::take(&path)?;
+        Ok(RunDirectory { path, _lock: Some(Arc::new(lock)) })
+    }
+
+    /// The run has come to its end: the one that it replaces is removed.
+    pub fn complete(&self) -> Result<(), StoreError> {
+        remove(&self.path.join(REPLACED))
+    }
+
+    /// Removes the run if nothing has come of it: it has no metrics and no model. The run that it was to replace is put back. Files
+    /// that are not a run's stay, and the directory with them.
     pub fn remove_unless_begun(self) -> Result<(), StoreError> {
         let metrics = fs::metadata(self.metrics_path()).map_or(0, |metadata| metadata.len());
         if metrics > 0 || self.model_path().is_dir() {
             return Ok(());
         }
         self.clear()?;
-        if self.is_empty()? {
+        let replaced = self.path.join(REPLACED);
+        if replaced.is_dir() {
+            self.move_parts(&replaced, &self.path)?;
+            return remove(&replaced);
+        }
+        if is_empty(&self.path)? {
+            remove(&self.path.join(LOCK_FILE))?;
             fs::remove_dir(&self.path).map_err(StoreError::io(&self.path))?;
+        }
+        Ok(())
+    }
+
+    /// Moves the files of a run from one directory to another.
+    fn move_parts(&self, from: &Path, to: &Path) -> Result<(), StoreError> {
+        for part in self.parts() {
+            let name = part.strip_prefix(&self.path).unwrap_or(&part);
+            let (from, to) = (from.join(name), to.join(name));
+            if fs::symlink_metadata(&from).is_ok() {
+                fs::rename(&from, &to).map_err(StoreError::io(&from))?;
+            }
         }
         Ok(())
     }
@@ -63,7 +119,12 @@ impl RunDirectory {
     /// Removes the files of the run. The configuration marks the directory as a run: it goes last, so that an interrupted
     /// removal can be repeated.
     fn clear(&self) -> Result<(), StoreError> {
-        let parts = [
+        self.parts().iter().try_for_each(|part| remove(part))
+    }
+
+    /// Everything that belongs to a run; its configuration is the last.
+    fn parts(&self) -> [PathBuf; 12] {
+        [
             self.machine_path(),
             self.metrics_path(),
             self.tensorboard_path(),
@@ -76,8 +137,7 @@ impl RunDirectory {
             self.responses_path(),
             self.report_path(),
             self.config_path(),
-        ];
-        parts.iter().try_for_each(|part| remove(part))
+        ]
     }
 
     /// Opens the directory of a run that was made before.
@@ -85,7 +145,7 @@ impl RunDirectory {
     /// # Errors
     /// [`StoreError::NotARun`] if it has no `config.toml`.
     pub fn open(path: impl Into<PathBuf>) -> Result<RunDirectory, StoreError> {
-        let run = RunDirectory { path: path.into() };
+        let run = RunDirectory { path: path.into(), _lock: None };
         if run.config_path().is_file() { Ok(run) } else { Err(StoreError::NotARun { path: run.path }) }
     }
 
@@ -96,7 +156,7 @@ impl RunDirectory {
 
     /// The resolved configuration.
     pub fn config_path(&self) -> PathBuf {
-        self.path.join("config.toml")
+        self.path.join(CONFIG_FILE)
     }
 
     /// The machine's facts.
@@ -232,11 +292,16 @@ impl RunDirectory {
     pub fn start_evaluations(&self) -> Result<EvaluationLog, StoreError> {
         EvaluationLog::create(self.evaluations_path(), self.samples_path())
     }
+}
 
-    fn is_empty(&self) -> Result<bool, StoreError> {
-        let mut entries = fs::read_dir(&self.path).map_err(StoreError::io(&self.path))?;
-        Ok(entries.next().is_none())
+/// Whether nothing is there but a lock.
+fn is_empty(path: &Path) -> Result<bool, StoreError> {
+    for entry in fs::read_dir(path).map_err(StoreError::io(path))? {
+        if entry.map_err(StoreError::io(path))?.file_name() != LOCK_FILE {
+            return Ok(false);
+        }
     }
+    Ok(true)
 }
 
 /// Removes a file, a link or a folder; what is not there is removed already.
@@ -271,20 +336,71 @@ mod tests {
         assert!(error.to_string().contains("name another directory"), "{error}");
     }
 
-    #[test]
-    fn overwriting_removes_the_earlier_run_and_nothing_else() {
-        let folder = tempfile::tempdir().unwrap();
-        let run = RunDirectory::create(folder.path()).unwrap();
+    /// A run with a model of this name, and a file that is somebody else's.
+    fn run_with_model(folder: &Path, model: &str) {
+        let run = RunDirectory::overwrite(folder).unwrap();
         run.write_config("seed = 1").unwrap();
         run.write_report("<html>").unwrap();
         run.start_metrics().unwrap();
         fs::create_dir(run.model_path()).unwrap();
-        fs::write(run.model_path().join("config.json"), "{}").unwrap();
-        fs::write(folder.path().join("notes.txt"), "mine").unwrap();
+        fs::write(run.model_path().join("config.json"), model).unwrap();
+        run.complete().unwrap();
+        fs::write(folder.join("notes.txt"), "mine").unwrap();
+    }
 
+    fn names(folder: &Path) -> Vec<String> {
+        let names = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let mut names: Vec<_> = names.filter(|name| name != LOCK_FILE).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn an_earlier_run_is_set_aside_until_the_new_one_is_complete() {
+        let folder = tempfile::tempdir().unwrap();
+        run_with_model(folder.path(), "old");
+        let run = RunDirectory::overwrite(folder.path()).unwrap();
+        assert_eq!(names(folder.path()), ["notes.txt", "replaced"]);
+        run.write_config("seed = 2").unwrap();
+        run.complete().unwrap();
+        assert_eq!(names(folder.path()), ["config.toml", "notes.txt"]);
+    }
+
+    #[test]
+    fn an_earlier_run_is_put_back_if_nothing_comes_of_the_new_one() {
+        let folder = tempfile::tempdir().unwrap();
+        run_with_model(folder.path(), "old");
+        let before = names(folder.path());
+        let run = RunDirectory::overwrite(folder.path()).unwrap();
+        run.write_config("seed = 2").unwrap();
+        run.remove_unless_begun().unwrap();
+        assert_eq!(names(folder.path()), before);
+        assert_eq!(RunDirectory::open(folder.path()).unwrap().read_config().unwrap(), "seed = 1");
+    }
+
+    #[test]
+    fn a_run_without_a_model_never_takes_the_place_of_one_that_was_set_aside() {
+        let folder = tempfile::tempdir().unwrap();
+        run_with_model(folder.path(), "old");
+        for _ in 0..2 {
+            // Killed with metrics and without a model.
+            let run = RunDirectory::overwrite(folder.path()).unwrap();
+            run.write_config("seed = 2").unwrap();
+            run.start_metrics().unwrap().record(1, &[("loss", 0.5)]).unwrap();
+        }
+        let kept = folder.path().join("replaced/model/config.json");
+        assert_eq!(fs::read_to_string(kept).unwrap(), "old");
+    }
+
+    #[test]
+    fn a_directory_that_somebody_writes_is_refused_with_the_process() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = RunDirectory::create(folder.path()).unwrap();
+        first.write_config("seed = 1").unwrap();
+        let error = RunDirectory::overwrite(folder.path()).unwrap_err().to_string();
+        assert!(error.contains(&format!("process {}", std::process::id())), "{error}");
+        drop(first);
         RunDirectory::overwrite(folder.path()).unwrap();
-        let left: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
-        assert_eq!(left, ["notes.txt"]);
     }
 
     #[test]

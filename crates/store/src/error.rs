@@ -31,6 +31,17 @@ pub enum StoreError {
         /// The directory.
         path: PathBuf,
     },
+    /// Another process writes the run.
+    #[error(
+        "{} is being written by process {process}: wait for it or stop it, or name another directory",
+        path.display()
+    )]
+    Locked {
+        /// The directory.
+        path: PathBuf,
+        /// The process's id, if it could be read.
+        process: String,
+    },
     /// A line of a JSON-lines file, or a whole JSON file (line 1 onwards), is broken.
     #[error("{}:{line}: {reason}", path.display())]
     Malformed {

@@ -11,6 +11,8 @@
 //! RUN/adapter/         its adapters, if it was trained with some, in PEFT's layout
 //! RUN/responses.jsonl  evaluation answers with their scores
 //! RUN/report.html      the report
+//! RUN/run.lock         the process that writes it, for as long as it does
+//! RUN/replaced/        the run that was there before, until this one is complete
 //! ```
 //!
 //! Files that are written in one go appear whole or not at all; the two metric logs are flushed
@@ -20,6 +22,7 @@ mod directory;
 mod error;
 mod evaluations;
 mod files;
+mod lock;
 mod machine;
 mod metrics;
 mod responses;

@@ -5,8 +5,9 @@
 //! since the log was started, then flat numbers by name. A value that is not finite is `null`.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::Write;
+use std::fs::{self, File, OpenOptions};
+use std::io::{ErrorKind, Seek, SeekFrom, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -42,6 +43,9 @@ pub struct MetricsLog {
     start: Instant,
     path: PathBuf,
     lines: File,
+    /// Length of the file up to the end of its last whole line.
+    whole_bytes: u64,
+    tensorboard: PathBuf,
     events: EventFile,
 }
 
@@ -52,14 +56,18 @@ impl MetricsLog {
             start: Instant::now(),
             path: path.to_owned(),
             lines: File::create(path).map_err(StoreError::io(path))?,
+            whole_bytes: 0,
+            tensorboard: tensorboard.to_owned(),
             events: EventFile::create(tensorboard)?,
         })
     }
 
-    /// Appends one record to both logs.
+    /// Appends one record to both logs. After a failure the next one may succeed, where room was made: it never stands on the line of
+    /// one that was cut off.
     ///
     /// # Errors
-    /// [`StoreError::DuplicateMetric`] if a name comes twice, or is `step` or `seconds`; I/O errors.
+    /// [`StoreError::DuplicateMetric`] if a name comes twice, or is `step` or `seconds`; I/O errors, also if the file is no
+    /// longer in its place.
     pub fn record(&mut self, step: u64, metrics: &[(&str, f64)]) -> Result<(), StoreError> {
         let seconds = (self.start.elapsed().as_secs_f64() * 1e3).round() / 1e3;
         let mut values = BTreeMap::new();
@@ -72,8 +80,37 @@ impl MetricsLog {
         }
         // One write for the whole line: a killed run loses at most this record.
         let line = to_json_lines(&[MetricsRow { step, seconds, values }]);
-        self.lines.write_all(&line).map_err(StoreError::io(&self.path))?;
+        self.write_line(&line).map_err(StoreError::io(&self.path))?;
         self.events.write_scalars(step, metrics)
+    }
+
+    fn write_line(&mut self, line: &[u8]) -> std::io::Result<()> {
+        if !is_in_place(&self.lines, &self.path)? {
+            // Somebody removed or replaced the directory: from here on the log is a new one.
+            fs::create_dir_all(&self.tensorboard)?;
+            self.lines = OpenOptions::new().create_new(true).append(true).open(&self.path)?;
+            self.whole_bytes = 0;
+        }
+        let written = self.lines.write_all(line);
+        match written {
+            Ok(()) => self.whole_bytes += line.len() as u64,
+            // What was written of the line goes.
+            Err(_) => {
+                self.lines.set_len(self.whole_bytes)?;
+                self.lines.seek(SeekFrom::End(0))?;
+            }
+        }
+        written
+    }
+}
+
+/// Whether `path` still is the open `file`.
+fn is_in_place(file: &File, path: &Path) -> std::io::Result<bool> {
+    let open = file.metadata()?;
+    match fs::metadata(path) {
+        Ok(there) => Ok((there.dev(), there.ino()) == (open.dev(), open.ino())),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
     }
 }
 
@@ -123,6 +160,21 @@ mod tests {
             assert!(matches!(log.record(3, metrics), Err(StoreError::DuplicateMetric { step: 3, .. })));
         }
         assert_eq!(fs::read(run.metrics_path()).unwrap(), b"");
+    }
+
+    #[test]
+    fn a_log_whose_directory_is_removed_goes_on_in_a_new_one_and_leaves_one_that_was_put_there_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = crate::RunDirectory::create(folder.path().join("run")).unwrap();
+        let mut log = run.start_metrics().unwrap();
+        log.record(1, &[("loss", 1.0)]).unwrap();
+        fs::remove_dir_all(run.path()).unwrap();
+        log.record(2, &[("loss", 2.0)]).unwrap();
+        assert_eq!(read_metrics(&run.metrics_path()).unwrap().iter().map(|row| row.step).collect::<Vec<_>>(), [2]);
+        fs::remove_file(run.metrics_path()).unwrap();
+        fs::write(run.metrics_path(), "somebody else's").unwrap();
+        assert!(log.record(3, &[("loss", 3.0)]).unwrap_err().to_string().contains("metrics.jsonl"));
+        assert_eq!(fs::read_to_string(run.metrics_path()).unwrap(), "somebody else's");
     }
 
     #[test]
