@@ -124,6 +124,8 @@ catalogue! {
     "Health" {
         ACTOR_RESTARTS Counter "saddle_actor_restarts_total" ["role", "cause"] "restarts": "Actors replaced by their supervisor, by cause.";
         ACTOR_HEARTBEAT Gauge "saddle_actor_heartbeat_timestamp_seconds" ["role", "index"] "Unix seconds": "When the actor last showed life.";
+        ACTOR_STATE Gauge "saddle_actor_state" ["role", "index", "state"] "":
+            "1 for the state that the actor is in, 0 for the others: running, paused, absent.";
         LAST_STEP Gauge "saddle_last_step_timestamp_seconds" [] "Unix seconds": "When the last update ended.";
         INVARIANT_VIOLATIONS Counter "saddle_invariant_violations_total" ["invariant"] "violations":
             "Violations of a numbered invariant; anything but 0 is a bug.";

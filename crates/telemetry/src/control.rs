@@ -4,6 +4,7 @@
 //! under its own name, and nothing that has an `Origin` is heard. A body is bounded in size and in the time that it takes to
 //! come; every answer is JSON, and one that is no success says why and what would be.
 
+use crate::host;
 use crate::server::Endpoints;
 use crate::token::ControlToken;
 use axum::body::to_bytes;
@@ -15,7 +16,6 @@ use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::fmt;
-use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,8 +25,8 @@ use tokio::time::timeout;
 const BODY_BYTES: usize = 4096;
 /// For a body to come.
 const BODY_PATIENCE: Duration = Duration::from_secs(5);
-/// For a command to be carried out.
-const COMMAND_PATIENCE: Duration = Duration::from_secs(15);
+/// For a command to be carried out: new stages may have to load their models.
+const COMMAND_PATIENCE: Duration = Duration::from_secs(130);
 
 /// What may be asked of a run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -133,22 +133,11 @@ async fn obey(State(endpoints): State<Arc<Endpoints>>, request: Request, read: R
 
 /// Another site's page may reach this port through a name of its own that leads here, or send what needs no permission.
 fn require_from_this_machine(headers: &HeaderMap) -> Result<(), Refusal> {
-    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
-    if headers.contains_key(header::ORIGIN) || !is_loopback(host) {
+    if headers.contains_key(header::ORIGIN) || !host::is_loopback(headers) {
         let reason = "control requests come from this machine and from no web page: use 127.0.0.1 or localhost";
         return Err(Refusal::new(StatusCode::FORBIDDEN, reason));
     }
     Ok(())
-}
-
-/// Whether a `Host` is this machine, with or without a port.
-fn is_loopback(host: &str) -> bool {
-    let name = match host.strip_prefix('[') {
-        Some(rest) => rest.split(']').next(),
-        None => host.split(':').next(),
-    };
-    let name = name.unwrap_or_default();
-    name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 /// A request that was not followed.

@@ -21,6 +21,7 @@ pub mod catalogue;
 mod control;
 mod error;
 mod family;
+mod host;
 mod process;
 mod reference;
 mod server;

@@ -1,26 +1,30 @@
 //! The server of a run: `/metrics` for Prometheus, `/healthz` for a supervisor, `/v1/status` for people and scripts, and
 //! control requests for those who have the token.
 //!
-//! What is only read needs no authentication; it is meant for the loopback interface, where it listens by default. Everything about a connection is limited: how many there are, how long its headers may be and take to come, how
-//! long it lives.
+//! What is only read needs no authentication; it is meant for the loopback interface, where it listens by default, and where a
+//! request for another host is refused: it comes from a web page. Everything about a connection is limited: how long its
+//! headers may be and take to come, how long it lives, and how many there are. A new one takes the place of the oldest, so
+//! that clients that say nothing never keep Prometheus out.
 
-use crate::{Control, Telemetry, TelemetryError, control};
+use crate::{Control, Telemetry, TelemetryError, control, host};
 use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
+use axum::middleware::from_fn;
 use axum::response::IntoResponse;
 use axum::routing::get;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use std::collections::VecDeque;
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::sync::watch;
+use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 
 /// Where the server listens unless it is told otherwise.
 pub const DEFAULT_ADDRESS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9464);
@@ -33,7 +37,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// What a client may take of the server.
 #[derive(Clone, Copy)]
 struct Limits {
-    /// Connections at a time; others wait to be accepted.
+    /// Connections at a time; one more takes the place of the oldest.
     connections: usize,
     /// For the whole head of a request to come, and between requests.
     head_patience: Duration,
@@ -56,8 +60,8 @@ pub struct Endpoints {
     pub telemetry: Arc<Telemetry>,
     /// `/v1/status`.
     pub status: Box<dyn Fn() -> serde_json::Value + Send + Sync>,
-    /// `/healthz`: an error is what is wrong, in a sentence.
-    pub health: Box<dyn Fn() -> Result<(), String> + Send + Sync>,
+    /// `/healthz`: how the run is, in a word, or what is wrong, in a sentence.
+    pub health: Box<dyn Fn() -> Result<String, String> + Send + Sync>,
     /// Control requests; without it they are refused.
     pub control: Option<Control>,
 }
@@ -109,31 +113,28 @@ impl Server {
 }
 
 async fn serve(listener: TcpListener, limits: Limits, endpoints: Arc<Endpoints>, mut stopped: watch::Receiver<bool>) {
-    let router = Router::new()
-        .route("/metrics", get(metrics))
-        .route("/healthz", get(healthz))
-        .route("/v1/status", get(status))
-        .merge(control::routes())
-        .with_state(Arc::clone(&endpoints));
-    let slots = Arc::new(Semaphore::new(limits.connections));
+    let is_loopback = listener.local_addr().is_ok_and(|address| address.ip().is_loopback());
+    let reading =
+        Router::new().route("/metrics", get(metrics)).route("/healthz", get(healthz)).route("/v1/status", get(status));
+    let reading = if is_loopback { reading.layer(from_fn(host::require_loopback)) } else { reading };
+    let router = reading.merge(control::routes()).with_state(Arc::clone(&endpoints));
     let mut connections = JoinSet::new();
+    let mut open: VecDeque<AbortHandle> = VecDeque::new();
     let mut upkeep = pin!(endpoints.telemetry.upkeep());
     loop {
-        let accept = async {
-            let slot = Arc::clone(&slots).acquire_owned().await;
-            (slot, listener.accept().await)
-        };
         tokio::select! {
             _ = stopped.changed() => break,
             () = &mut upkeep => {}
             Some(_) = connections.join_next() => {}
-            (slot, accepted) = accept => match accepted {
+            accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
-                    let connection = converse(stream, limits, router.clone(), stopped.clone());
-                    connections.spawn(async move {
-                        let _slot = slot;
-                        connection.await;
-                    });
+                    open.retain(|connection| !connection.is_finished());
+                    if open.len() >= limits.connections
+                        && let Some(oldest) = open.pop_front()
+                    {
+                        oldest.abort();
+                    }
+                    open.push_back(connections.spawn(converse(stream, limits, router.clone(), stopped.clone())));
                 }
                 Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
             },
@@ -173,7 +174,7 @@ async fn status(State(endpoints): State<Arc<Endpoints>>) -> impl IntoResponse {
 
 async fn healthz(State(endpoints): State<Arc<Endpoints>>) -> impl IntoResponse {
     match (endpoints.health)() {
-        Ok(()) => (StatusCode::OK, "ok\n".to_owned()),
+        Ok(state) => (StatusCode::OK, format!("{state}\n")),
         Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
     }
 }
@@ -204,7 +205,7 @@ mod tests {
             let endpoints = Endpoints {
                 telemetry,
                 status: Box::new(|| serde_json::Value::Null),
-                health: Box::new(|| Ok(())),
+                health: Box::new(|| Ok("ok".to_owned())),
                 control: None,
             };
             let any_port = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));

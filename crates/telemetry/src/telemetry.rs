@@ -5,11 +5,16 @@ use crate::process::ProcessUse;
 use crate::{Gauge, Kind, SecondsCounter, Spec, TelemetryError};
 use metrics::Recorder;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+use std::collections::BTreeSet;
 use std::fmt;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 /// How often recorded samples are moved into their buckets. Between two times they take memory.
 const UPKEEP: Duration = Duration::from_secs(5);
+
+/// The role whose actors have series by their index alone.
+const GENERATOR: &str = "generator";
 
 /// The metrics of one run. Handles come from [`Family::of`](crate::Family::of).
 pub struct Telemetry {
@@ -17,6 +22,8 @@ pub struct Telemetry {
     handle: PrometheusHandle,
     memory: Gauge,
     cpu: SecondsCounter,
+    /// Labels, as they are rendered, whose series are left out: those of actors that are no more.
+    hidden: Mutex<BTreeSet<String>>,
 }
 
 impl Telemetry {
@@ -42,7 +49,7 @@ impl Telemetry {
         }
         let handle = recorder.handle();
         let (memory, cpu) = (Gauge::noop(), SecondsCounter::noop());
-        let mut telemetry = Self { recorder, handle, memory, cpu };
+        let mut telemetry = Self { recorder, handle, memory, cpu, hidden: Mutex::default() };
         telemetry.memory = PROCESS_MEMORY.of(&telemetry, []);
         telemetry.cpu = PROCESS_CPU.of(&telemetry, []);
         let profile = if cfg!(debug_assertions) { "debug" } else { "release" };
@@ -62,7 +69,27 @@ impl Telemetry {
         for spec in specs().filter(|spec| spec.kind == Kind::SecondsCounter) {
             text = text.replace(&format!("# TYPE {} gauge\n", spec.name), &format!("# TYPE {} counter\n", spec.name));
         }
-        text
+        let hidden = self.hidden.lock().unwrap_or_else(PoisonError::into_inner);
+        if hidden.is_empty() {
+            return text;
+        }
+        let is_shown = |line: &&str| !hidden.iter().any(|labels| line.contains(labels.as_str()));
+        text.lines().filter(is_shown).flat_map(|line| [line, "\n"]).collect()
+    }
+
+    /// Shows the series that an actor has by its role and index, or by its index alone as generators do; or leaves them out,
+    /// since it is no more.
+    pub fn show_actor(&self, role: &str, index: usize, shown: bool) {
+        let labels = [format!("role=\"{role}\",index=\"{index}\""), format!("{{index=\"{index}\"}}")];
+        let own = if role == GENERATOR { 2 } else { 1 };
+        let mut hidden = self.hidden.lock().unwrap_or_else(PoisonError::into_inner);
+        for labels in labels.into_iter().take(own) {
+            if shown {
+                hidden.remove(&labels);
+            } else {
+                hidden.insert(labels);
+            }
+        }
     }
 
     /// Keeps memory bounded, for ever: to be run as a task beside whatever records. [`Server`](crate::Server) does it.
@@ -145,6 +172,22 @@ mod tests {
         catalogue::POLICY_VERSION.of(&one, []).set(7.0);
         assert!(lines(&other.render(), "saddle_policy_version").is_empty());
         assert!(one.render().contains("saddle_policy_version 7\n"));
+    }
+
+    #[test]
+    fn an_actor_that_is_no_more_has_no_series_until_it_is_back() {
+        let telemetry = telemetry();
+        for index in ["1", "12"] {
+            catalogue::ACTOR_HEARTBEAT.of(&telemetry, ["generator", index]).set(1.0);
+            catalogue::GENERATED_TOKENS.of(&telemetry, [index]).increment(1);
+        }
+        let series =
+            || lines(&telemetry.render(), "saddle_").into_iter().filter(|line| line.contains("index=")).count();
+        telemetry.show_actor("generator", 1, false);
+        telemetry.show_actor("generator", 1, false);
+        assert_eq!(series(), 2);
+        telemetry.show_actor("generator", 1, true);
+        assert_eq!(series(), 4);
     }
 
     #[test]

@@ -47,7 +47,7 @@ fn start(controlled: bool) -> Run {
     let endpoints = Endpoints {
         telemetry: Arc::new(Telemetry::new("0.1.0").unwrap()),
         status: Box::new(|| Value::Null),
-        health: Box::new(|| Ok(())),
+        health: Box::new(|| Ok("ok".to_owned())),
         control: controlled.then_some(control),
     };
     let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();

@@ -27,7 +27,7 @@ impl Run {
             telemetry: Arc::clone(&telemetry),
             status: Box::new(|| json!({ "version": 3, "phase": "training" })),
             health: Box::new(move || {
-                if health.load(Ordering::Relaxed) { Ok(()) } else { Err("gen-0 has no pulse".to_owned()) }
+                if health.load(Ordering::Relaxed) { Ok("ok".to_owned()) } else { Err("gen-0 has no pulse".to_owned()) }
             }),
             control: None,
         };
@@ -35,7 +35,7 @@ impl Run {
     }
 
     async fn ask(&self, method: &str, path: &str) -> String {
-        talk(self.server.address(), &format!("{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")).await
+        talk(self.server.address(), &format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")).await
     }
 }
 
@@ -88,6 +88,8 @@ fn other_paths_methods_and_heads_above_the_limit_are_refused() {
         let run = Run::start().await;
         assert!(run.ask("GET", "/").await.starts_with("HTTP/1.1 404 "));
         assert!(run.ask("POST", "/metrics").await.starts_with("HTTP/1.1 405 "));
+        let other = "GET /v1/status HTTP/1.1\r\nhost: example.com\r\nconnection: close\r\n\r\n";
+        assert!(talk(run.server.address(), other).await.starts_with("HTTP/1.1 403 "));
         let head =
             |bytes: usize| format!("GET /healthz HTTP/1.1\r\nconnection: close\r\nx: {}\r\n\r\n", "y".repeat(bytes));
         assert!(talk(run.server.address(), &head(8_000)).await.starts_with("HTTP/1.1 200 "));
@@ -102,7 +104,7 @@ fn a_stopped_server_is_gone_and_idle_connections_do_not_hold_it() {
         let run = Run::start().await;
         let address = run.server.address();
         let mut idle = TcpStream::connect(address).await.unwrap();
-        idle.write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        idle.write_all(b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
         let mut answer = [0; 12];
         idle.read_exact(&mut answer).await.unwrap();
         assert_eq!(&answer, b"HTTP/1.1 200");
@@ -116,8 +118,12 @@ fn an_address_that_is_taken_is_an_error_with_a_remedy() {
     runtime().block_on(async {
         let run = Run::start().await;
         let telemetry = Arc::clone(&run.telemetry);
-        let endpoints =
-            Endpoints { telemetry, status: Box::new(|| json!({})), health: Box::new(|| Ok(())), control: None };
+        let endpoints = Endpoints {
+            telemetry,
+            status: Box::new(|| json!({})),
+            health: Box::new(|| Ok("ok".to_owned())),
+            control: None,
+        };
         let error = Server::start(run.server.address(), endpoints).await.unwrap_err();
         assert!(matches!(error, TelemetryError::Listen { .. }));
         assert!(error.to_string().ends_with("choose another port, or 0 for any"), "{error}");
