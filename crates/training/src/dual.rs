@@ -1,14 +1,14 @@
 //! One constraint in training: its cost estimate and its multiplier, and what one step did.
 
 use crate::config::{ConstraintSection, Disturbance, TrainConfig};
-use crate::observer::constraint_metric;
+use crate::metrics::Named;
 use saddle_algorithms::dual::{
     ConstraintConfig, Controller, CostEstimate, CostEstimator, CostSample, HoldCause, LIMIT_STANDARD_ERRORS, Step,
 };
 use saddle_core::PolicyVersion;
 
 /// One constraint's estimate and multiplier.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Dual {
     name: String,
     limit: f64,
@@ -114,6 +114,19 @@ impl Dual {
 }
 
 impl DualStep {
+    /// A step of the constraint `constraint` that has every number.
+    pub(crate) fn named(constraint: &str) -> Self {
+        Self {
+            constraint: constraint.to_owned(),
+            estimate: Some(CostEstimate { mean: 0.0, standard_error: 0.0, effective_samples: 1.0, margin: 0.0 }),
+            ess_ratio: Some(1.0),
+            limit: 0.0,
+            step: Step::Moved { from: 0.0, to: 0.0 },
+            multiplier: 0.0,
+            maximum_multiplier: 0.0,
+        }
+    }
+
     /// Whether the estimate is over the limit by more than its error. One that is not finite is: not-a-number is never safe.
     #[must_use]
     pub fn is_over(&self) -> bool {
@@ -135,10 +148,9 @@ impl DualStep {
         self.multiplier >= self.maximum_multiplier
     }
 
-    /// Its numbers by name; `only` says that there is no other constraint.
-    #[must_use]
-    pub fn metrics(&self, only: bool) -> Vec<(String, f64)> {
-        let named = |name: &str, value: f64| (constraint_metric(name, &self.constraint, only), value);
+    /// Its numbers by name.
+    pub(crate) fn metrics(&self, names: Named) -> Vec<(String, f64)> {
+        let named = |name: &str, value: f64| (names.constraint(name, &self.constraint), value);
         let mut metrics = Vec::new();
         if let Some(estimate) = self.estimate {
             metrics.push(named("cost_estimate", estimate.mean));
@@ -201,9 +213,10 @@ mod tests {
 
     #[test]
     fn numbers_have_the_constraints_name_where_there_are_several() {
-        let names = |only| step(-0.5, 0.1).metrics(only).into_iter().map(|(name, _)| name).collect::<Vec<_>>();
+        let names =
+            |only| step(-0.5, 0.1).metrics(Named { only }).into_iter().map(|(name, _)| name).collect::<Vec<_>>();
         assert_eq!(names(true)[0], "cost_estimate");
         assert_eq!(names(false)[0], "cost_estimate_harm");
-        assert_eq!(step(-0.5, 0.1).metrics(true).last().unwrap(), &("limit_exceeded".to_owned(), 1.0));
+        assert_eq!(step(-0.5, 0.1).metrics(Named { only: true }).last().unwrap(), &("limit_exceeded".to_owned(), 1.0));
     }
 }

@@ -92,6 +92,7 @@ where
                 metrics.extend(figures.into_iter().map(|(name, value)| (format!("{HELD_OUT}{name}"), value)));
             }
             observer.step(step, steps, &metrics);
+            stops |= step < steps && observer.is_told_to_leave();
             if stops {
                 break;
             }

@@ -15,6 +15,7 @@ mod held_out;
 mod judges;
 mod learner;
 mod memory;
+mod metrics;
 mod models;
 mod observer;
 mod preference;
@@ -32,11 +33,15 @@ pub use direct_preference::train_directly;
 pub use dual::{Dual, DualStep};
 pub use encode::{Encoded, Pair, Sequence, encode_pair, encode_preferences, encode_prompt, encode_supervised};
 pub use error::TrainingError;
-pub use judges::{Judges, describe};
+pub use judges::Judges;
 pub use learner::Learner;
 pub use memory::{MemoryPlan, RunShapes};
+pub use metrics::{
+    BatchMetrics, CostMetrics, GuardMetrics, ImportanceMetrics, KlMetrics, Named, PhaseSeconds, Stream, StreamMetrics,
+    UpdateMetrics,
+};
 pub use models::{PolicyModel, Scorer, Start, normalised};
-pub use observer::{Observer, constraint_metric};
+pub use observer::Observer;
 pub use preference::{TrainedScorer, train_scorer};
 pub use ptx::Ptx;
 pub use scoring::{end_scores, reference_log_probs, score_rollouts, token_log_probs};

@@ -1,6 +1,7 @@
 //! How a stage tells of its progress.
 
 use crate::dual::DualStep;
+use crate::metrics::UpdateMetrics;
 use saddle_core::{PolicyVersion, ScoredRollout};
 use saddle_lm::Policy;
 
@@ -15,9 +16,9 @@ pub trait Observer {
         Vec::new()
     }
 
-    /// What each constraint's step for the coming update `update` went by.
-    fn constraints(&mut self, update: u64, steps: &[DualStep]) {
-        let _ = (update, steps);
+    /// The update numbered `update` was made, after these steps of the constraints. Its numbers by name come with the step.
+    fn updated(&mut self, update: u64, steps: &[DualStep], metrics: &UpdateMetrics) {
+        let _ = (update, steps, metrics);
     }
 
     /// The policy as it is after its update to `version`, in the synchronous schedule.
@@ -32,10 +33,10 @@ pub trait Observer {
 
     /// Something worth a line: rows left out, rollouts not trained on.
     fn note(&mut self, message: &str);
-}
 
-/// A metric of one constraint: its plain name where there is only one constraint, else with the constraint's name.
-#[must_use]
-pub fn constraint_metric(metric: &str, constraint: &str, only: bool) -> String {
-    if only { metric.to_owned() } else { format!("{metric}_{constraint}") }
+    /// Whether the stage is to end now, after the step that it has made. Asked between steps; a stage that is told so makes none
+    /// after it, and keeps what it has learnt.
+    fn is_told_to_leave(&mut self) -> bool {
+        false
+    }
 }

@@ -6,8 +6,9 @@
 
 use crate::config::TrainConfig;
 use crate::dual::{Dual, DualStep};
-use crate::judges::{Judges, describe, judge};
+use crate::judges::{Judges, judge};
 use crate::learner::Learner;
+use crate::metrics::{BatchMetrics, Named};
 use crate::{Observer, TrainingError};
 use saddle_core::{PolicyVersion, Prompt, PromptOrdinal, Rollout, ScoredRollout};
 use saddle_lm::{DecodeSettings, Sampling, generate};
@@ -17,41 +18,44 @@ use std::time::Instant;
 /// Runs `config.ppo.updates` updates on responses sampled as `settings` say ([`decode_settings`]). `prompt` gives the prompt at a place of the endless sequence.
 ///
 /// An update trains on the batch of `config.ppo.staleness` updates before; for the first ones, so many batches are made
-/// ahead of time. Batches that are still waiting at the end were scored for λ and the metrics only.
+/// ahead of time. Batches that are still waiting at the end were scored for λ and the metrics only. Ends early when the
+/// observer says so.
 ///
 /// # Errors
 /// [`TrainingError::Diverged`] if the learner gives up, or if a whole batch gives nothing to learn from.
 pub fn train_synchronously(
     config: &TrainConfig,
-    mut learner: Learner,
+    learner: &mut Learner,
     judges: &Judges,
     settings: DecodeSettings,
     prompt: impl Fn(PromptOrdinal) -> Prompt,
     observer: &mut dyn Observer,
-) -> Result<Learner, TrainingError> {
+) -> Result<(), TrainingError> {
     let mut duals = Dual::all(config);
     let mut source = Source { config, judges, settings, prompt, batches: 0 };
     let mut waiting = VecDeque::new();
     for _ in 0..config.ppo.staleness {
-        let batch = source.next(&learner)?;
+        let batch = source.next(learner)?;
         observe_costs(&mut duals, &batch.scored, learner.version());
         waiting.push_back(batch.scored);
     }
     for update in 0..config.ppo.updates {
-        let batch = source.next(&learner)?;
+        let batch = source.next(learner)?;
         let mut clock = Clock::start();
-        let mut metrics = describe(&batch.scored, &duals);
+        let named = Named { only: duals.len() == 1 };
+        let mut metrics = named.batch(&BatchMetrics::of(&batch.scored, duals.iter().map(Dual::name)));
         metrics.push(("empty_responses".to_owned(), batch.empty as f64));
         metrics.extend(observer.rollouts(&batch.scored));
         observe_costs(&mut duals, &batch.scored, learner.version());
         let steps: Vec<DualStep> = duals.iter_mut().map(|dual| dual.step(learner.version(), 0.0)).collect();
-        metrics.extend(steps.iter().flat_map(|step| step.metrics(steps.len() == 1)));
-        observer.constraints(update + 1, &steps);
+        metrics.extend(named.steps(&steps));
         let lambdas: Vec<f64> = steps.iter().map(|step| step.multiplier).collect();
         waiting.push_back(batch.scored);
         let watch_seconds = clock.lap();
         let oldest = waiting.pop_front().expect("a batch was pushed just now");
-        metrics.extend(learner.update(&oldest, &lambdas)?);
+        let learnt = learner.update(&oldest, &lambdas)?;
+        metrics.extend(named.update(&learnt));
+        observer.updated(update + 1, &steps, &learnt);
         metrics.extend([
             ("generate_seconds".to_owned(), batch.generate_seconds),
             ("score_seconds".to_owned(), batch.score_seconds + watch_seconds),
@@ -59,8 +63,11 @@ pub fn train_synchronously(
         ]);
         observer.step(update + 1, config.ppo.updates, &metrics);
         observer.published(learner.version(), learner.policy());
+        if update + 1 < config.ppo.updates && observer.is_told_to_leave() {
+            break;
+        }
     }
-    Ok(learner)
+    Ok(())
 }
 
 /// How the responses of a run are sampled.

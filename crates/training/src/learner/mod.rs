@@ -15,6 +15,7 @@ mod worker;
 use crate::TrainingError;
 use crate::config::TrainConfig;
 use crate::critics::CriticSet;
+use crate::metrics::UpdateMetrics;
 use crate::ptx::Ptx;
 use crate::workers::{Replica, shares};
 use phases::Stopwatch;
@@ -92,11 +93,11 @@ impl Learner {
     }
 
     /// Makes one update from `rollouts`, each with at least one response token and one cost for each of `lambdas`.
-    /// Returns what it did, as named numbers in the order to show them.
+    /// Returns what it did.
     ///
     /// # Errors
     /// [`TrainingError::Diverged`] when as many updates in a row had numbers that are not finite as the guards allow.
-    pub fn update(&mut self, rollouts: &[ScoredRollout], lambdas: &[f64]) -> Result<Vec<(String, f64)>, TrainingError> {
+    pub fn update(&mut self, rollouts: &[ScoredRollout], lambdas: &[f64]) -> Result<UpdateMetrics, TrainingError> {
         let before = *self.guards.counts();
         self.stopwatch = Stopwatch::start();
         let (experience, shared) = self.look(rollouts, lambdas)?;
@@ -110,12 +111,12 @@ impl Learner {
         }
         let constraints = self.config.constraints.keys().map(String::as_str);
         let mut metrics = report::metrics(&experience, &totals, constraints, (&before, self.guards.counts()));
-        metrics.push(("kl_coefficient".to_owned(), self.kl_coefficient.value()));
+        metrics.kl_coefficient = self.kl_coefficient.value();
+        metrics.reference_kl_target = self.config.shaping.reference_kl.as_ref().map(|section| section.target);
         if let Some(reference_kl) = &self.config.shaping.reference_kl {
-            metrics.push(("reference_kl_target".to_owned(), reference_kl.target));
             self.kl_coefficient.step(reference_kl, experience.reference_kl());
         }
-        metrics.extend(self.stopwatch.metrics());
+        metrics.phases = self.stopwatch.seconds();
         Ok(metrics)
     }
 

@@ -1,5 +1,6 @@
 //! Where the time of an update goes. On a GPU, whose operations are only queued, it is booked where results are awaited.
 
+use crate::metrics::PhaseSeconds;
 use std::cell::Cell;
 use std::time::Instant;
 
@@ -19,25 +20,14 @@ pub(super) enum Phase {
 }
 
 impl Phase {
-    const ALL: [Self; 5] = [Self::LogProb, Self::Value, Self::Policy, Self::Critic, Self::Optimizer];
-
-    /// Its name in `metrics.jsonl`.
-    fn metric(self) -> &'static str {
-        match self {
-            Self::LogProb => "logprob_seconds",
-            Self::Value => "value_seconds",
-            Self::Policy => "policy_seconds",
-            Self::Critic => "critic_seconds",
-            Self::Optimizer => "optimizer_seconds",
-        }
-    }
+    const COUNT: usize = 5;
 }
 
 /// A stopwatch with a sum for each phase. What is between a [`Self::skip`] and the next lap is that lap's.
 #[derive(Debug)]
 pub(super) struct Stopwatch {
     since: Cell<Instant>,
-    seconds: [Cell<f64>; Phase::ALL.len()],
+    seconds: [Cell<f64>; Phase::COUNT],
 }
 
 impl Stopwatch {
@@ -69,8 +59,15 @@ impl Stopwatch {
         self.skip();
     }
 
-    /// The sums, by the names of their metrics.
-    pub(super) fn metrics(&self) -> impl Iterator<Item = (String, f64)> {
-        Phase::ALL.into_iter().zip(&self.seconds).map(|(phase, sum)| (phase.metric().to_owned(), sum.get()))
+    /// The sums.
+    pub(super) fn seconds(&self) -> PhaseSeconds {
+        let seconds = |phase: Phase| self.seconds[phase as usize].get();
+        PhaseSeconds {
+            logprob: seconds(Phase::LogProb),
+            value: seconds(Phase::Value),
+            policy: seconds(Phase::Policy),
+            critic: seconds(Phase::Critic),
+            optimizer: seconds(Phase::Optimizer),
+        }
     }
 }

@@ -1,7 +1,8 @@
-//! What an update did, as named numbers.
+//! What an update did, in numbers.
 
 use super::experience::Experience;
 use super::worker::Minibatch;
+use crate::metrics::{GuardMetrics, ImportanceMetrics, KlMetrics, Stream, StreamMetrics, UpdateMetrics};
 use crate::statistics::{explained_variance, masked_mean};
 use saddle_algorithms::guards::GuardCounts;
 
@@ -57,53 +58,58 @@ impl Totals {
     }
 }
 
-/// The metrics of an update; guards are reported by what they counted in it.
+/// What an update did; guards are told of by what they counted in it.
 pub(super) fn metrics<'a>(
     experience: &Experience<'_>,
     totals: &Totals,
     constraints: impl Iterator<Item = &'a str>,
     (before, after): (&GuardCounts, &GuardCounts),
-) -> Vec<(String, f64)> {
+) -> UpdateMetrics {
     let steps = totals.steps.max(1.0);
     let rollouts = experience.rollouts.len() as f64;
     let lags = &experience.off_policy.lags;
     let summary = &experience.off_policy.summary;
     let non_finite_weights = experience.off_policy.weights.as_ref().map_or(0, |weights| weights.non_finite);
-    let count = |count: fn(&GuardCounts) -> u64| (count(after) - count(before)) as f64;
-    let mut metrics: Vec<(String, f64)> = [
-        ("staleness_versions_mean", lags.iter().sum::<u64>() as f64 / rollouts),
-        ("staleness_versions_max", lags.iter().copied().max().unwrap_or(0) as f64),
-        ("importance_weight_mean", summary.mean_weight),
-        ("importance_weight_max", summary.max_weight),
-        ("importance_ess_ratio_token", summary.token_ess_ratio),
-        ("importance_ess_ratio_sequence", summary.sequence_ess_ratio),
-        ("importance_truncated_ratio", summary.truncated_fraction),
-        ("importance_non_finite_tokens", non_finite_weights as f64),
-        ("rejected_ratio", summary.rejected_fraction),
-        ("kl_behaviour_proximal", summary.mean_k3),
-        ("kl_proximal_current", totals.k3),
-        ("kl_current_reference", experience.reference_kl()),
-        ("entropy", masked_mean(&experience.entropy.values, &experience.mask)),
-        ("clip_ratio", totals.clipped / steps),
-        ("loss_policy", totals.policy_loss / steps),
-        ("grad_norm_policy", totals.policy_gradient_norm / steps),
-        ("grad_norm_critic", totals.critic_gradient_norm / steps),
-        ("updates_stopped_by_kl", count(|counts| counts.stopped_early)),
-        ("updates_skipped_rejected", count(|counts| counts.skipped_rejected)),
-        ("updates_skipped_drift", count(|counts| counts.skipped_drift)),
-        ("updates_skipped_non_finite", count(|counts| counts.non_finite)),
-    ]
-    .map(|(name, value)| (name.to_owned(), value))
-    .into();
-    metrics.extend(experience.log_prob_gap.map(|gap| ("log_prob_gap".to_owned(), gap)));
-    metrics.extend(totals.ptx_loss.map(|loss| ("loss_ptx".to_owned(), loss)));
-    let names = std::iter::once("reward").chain(constraints);
-    for ((name, values), (targets, loss)) in
-        names.zip(&experience.values).zip(experience.targets.iter().zip(&totals.critic_losses))
-    {
-        let explained = explained_variance(&values.values, &targets.values, &experience.mask);
-        metrics.push((format!("loss_critic_{name}"), loss / steps));
-        metrics.push((format!("explained_variance_{name}"), explained));
+    let count = |count: fn(&GuardCounts) -> u64| count(after) - count(before);
+    let names = std::iter::once(Stream::Reward).chain(constraints.map(|name| Stream::Cost(name.to_owned())));
+    let streams = names.zip(&experience.values).zip(experience.targets.iter().zip(&totals.critic_losses));
+    let streams = streams.map(|((stream, values), (targets, loss))| StreamMetrics {
+        stream,
+        critic_loss: loss / steps,
+        explained_variance: explained_variance(&values.values, &targets.values, &experience.mask),
+    });
+    UpdateMetrics {
+        staleness_versions: (
+            lags.iter().sum::<u64>() as f64 / rollouts,
+            lags.iter().copied().max().unwrap_or(0) as f64,
+        ),
+        importance: ImportanceMetrics {
+            weight_mean: summary.mean_weight,
+            weight_max: summary.max_weight,
+            ess_ratio_token: summary.token_ess_ratio,
+            ess_ratio_sequence: summary.sequence_ess_ratio,
+            truncated_ratio: summary.truncated_fraction,
+            non_finite_tokens: non_finite_weights as f64,
+        },
+        rejected_ratio: summary.rejected_fraction,
+        kl: KlMetrics {
+            behaviour_proximal: summary.mean_k3,
+            proximal_current: totals.k3,
+            current_reference: experience.reference_kl(),
+        },
+        entropy: masked_mean(&experience.entropy.values, &experience.mask),
+        clip_ratio: totals.clipped / steps,
+        policy_loss: totals.policy_loss / steps,
+        ptx_loss: totals.ptx_loss,
+        gradient_norm: (totals.policy_gradient_norm / steps, totals.critic_gradient_norm / steps),
+        guards: GuardMetrics {
+            stopped_by_kl: count(|counts| counts.stopped_early),
+            skipped_rejected: count(|counts| counts.skipped_rejected),
+            skipped_drift: count(|counts| counts.skipped_drift),
+            skipped_non_finite: count(|counts| counts.non_finite),
+        },
+        log_prob_gap: experience.log_prob_gap,
+        streams: streams.collect(),
+        ..UpdateMetrics::default()
     }
-    metrics
 }
