@@ -1,6 +1,7 @@
 //! AdamW (Loshchilov and Hutter, arXiv 1711.05101) over a flat parameter buffer, with a state that can be saved.
 
 use crate::{LmError, Parameters};
+use saddle_core::Problems;
 use saddle_libtorch::kernels::{self, AdamWStep};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -28,6 +29,23 @@ pub struct AdamWConfig {
 impl Default for AdamWConfig {
     fn default() -> Self {
         Self { beta1: 0.9, beta2: 0.95, epsilon: 1e-8, weight_decay: 0.0, max_gradient_norm: 1.0 }
+    }
+}
+
+impl AdamWConfig {
+    /// Everything that is wrong with the values.
+    #[must_use]
+    pub fn validate(&self) -> Problems {
+        let mut problems = Problems::default();
+        for (key, beta) in [("beta1", self.beta1), ("beta2", self.beta2)] {
+            problems.require((0.0..1.0).contains(&beta), key, format!("must be in 0..1, is {beta}"));
+        }
+        let epsilon = self.epsilon;
+        problems.require(epsilon.is_finite() && epsilon > 0.0, "epsilon", format!("must be positive, is {epsilon}"));
+        for (key, value) in [("weight_decay", self.weight_decay), ("max_gradient_norm", self.max_gradient_norm)] {
+            problems.require(value.is_finite() && value >= 0.0, key, format!("must be zero or more, is {value}"));
+        }
+        problems
     }
 }
 

@@ -4,6 +4,7 @@ use super::{
     AlarmsSection, CorrectionSection, Disturbance, EdgesSection, EvaluationSection, PlacementSection, PpoSection,
     RunSection, ScheduleSection, SupervisionSection, TelemetrySection, Validate,
 };
+use crate::metrics::duplicate_name;
 use saddle_algorithms::dual::{ConstraintConfig, ControllerConfig, Unattainable};
 use saddle_algorithms::guards::GuardConfig;
 use saddle_algorithms::returns::Discount;
@@ -232,6 +233,16 @@ impl Validate for TrainConfig {
             "constraints",
             "name at least one: [constraints.cost] with from = \"cost model directory\"",
         );
+        let names: Vec<&str> = self.constraints.keys().map(String::as_str).collect();
+        let is_plain = |name: &&str| {
+            !name.is_empty() && name.chars().all(|letter| letter.is_ascii_alphanumeric() || "_-".contains(letter))
+        };
+        let message = "a name has letters, digits, - and _ only";
+        problems.require(names.iter().all(is_plain), "constraints", message);
+        if let Some(metric) = duplicate_name(&names) {
+            let message = format!("two numbers would be called {metric}; give a constraint another name");
+            problems.require(false, "constraints", message);
+        }
         for (name, constraint) in &self.constraints {
             problems.section(&format!("constraints.{name}.dual"), constraint.dual.validate());
             self.require_samples(name, &constraint.dual, &mut problems);
@@ -241,6 +252,8 @@ impl Validate for TrainConfig {
         {
             problems.require(rate.is_finite() && rate > 0.0, key, format!("must be a positive number, is {rate}"));
         }
+        problems.section("policy.adamw", self.policy.adamw.validate());
+        problems.section("critics.adamw", self.critics.adamw.validate());
         problems.require(
             (0.0..1.0).contains(&self.policy.warmup_ratio),
             "policy.warmup_ratio",

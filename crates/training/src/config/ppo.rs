@@ -52,6 +52,9 @@ pub enum AdvantageNormalization {
     Whiten,
 }
 
+/// Prompts that a run may draw: what a metric can count without rounding.
+const MOST_PROMPTS: u64 = 1 << 53;
+
 impl Default for PpoSection {
     fn default() -> Self {
         Self {
@@ -83,6 +86,12 @@ impl Validate for PpoSection {
         ] {
             problems.require(count > 0, key, "must be at least 1");
         }
+        let prompts = self.updates.checked_mul(self.batch_rollouts as u64).filter(|prompts| *prompts <= MOST_PROMPTS);
+        problems.require(
+            prompts.is_some(),
+            "updates",
+            format!("times batch_rollouts must be at most {MOST_PROMPTS} prompts, is {} updates", self.updates),
+        );
         require_workers(&mut problems, self.workers);
         problems.require(
             self.minibatches <= self.batch_rollouts,

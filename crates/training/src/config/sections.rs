@@ -252,6 +252,7 @@ impl Validate for OptimizerSection {
         problems.require(self.batch_rows > 0, "batch_rows", "must be at least 1");
         problems.require(self.micro_batch_tokens > 0, "micro_batch_tokens", "must be at least 1");
         require_workers(&mut problems, self.workers);
+        problems.section("adamw", self.adamw.validate());
         problems.require(
             self.early_stopping_evaluations == 0 || self.evaluate_rows > 0,
             "early_stopping_evaluations",
@@ -279,6 +280,20 @@ mod tests {
             refused.contains("early_stopping_evaluations: needs held-out rows on the way; set evaluate_rows"),
             "{refused}"
         );
+    }
+
+    #[test]
+    fn settings_that_make_no_optimiser_are_refused_with_their_keys() {
+        let refused = |toml: &str| toml::from_str::<OptimizerSection>(toml).unwrap().problems().to_string();
+        for (setting, problem) in [
+            ("beta1 = 1.0", "adamw.beta1: must be in 0..1, is 1"),
+            ("beta2 = nan", "adamw.beta2: must be in 0..1, is NaN"),
+            ("epsilon = 0.0", "adamw.epsilon: must be positive, is 0"),
+            ("weight_decay = -0.1", "adamw.weight_decay: must be zero or more, is -0.1"),
+            ("max_gradient_norm = inf", "adamw.max_gradient_norm: must be zero or more, is inf"),
+        ] {
+            assert!(refused(&format!("adamw = {{ {setting} }}")).contains(problem), "{setting}");
+        }
     }
 
     #[test]
