@@ -6,7 +6,7 @@
 use crate::Role;
 use saddle_core::{PolicyVersion, Prompt, PromptOrdinal, Rollout, ScoredRollout};
 use saddle_flow::Snapshot;
-use saddle_training::TrainingError;
+use saddle_training::{TrainingError, UpdateMetrics};
 use std::sync::Arc;
 
 /// Why an engine gave nothing.
@@ -83,11 +83,11 @@ pub trait Score {
 
 /// Learns from scored rollouts.
 pub trait Learn<W>: Send {
-    /// Makes one update with the multipliers `lambdas`; what it did, as named numbers.
+    /// Makes one update with the multipliers `lambdas`; what it did.
     ///
     /// # Errors
     /// If it cannot.
-    fn update(&mut self, rollouts: &[ScoredRollout], lambdas: &[f64]) -> Result<Vec<(String, f64)>, EngineError>;
+    fn update(&mut self, rollouts: &[ScoredRollout], lambdas: &[f64]) -> Result<UpdateMetrics, EngineError>;
 
     /// The weights as they are now, frozen.
     ///
@@ -127,6 +127,11 @@ pub trait Engines: Send + Sync + 'static {
     /// # Errors
     /// [`EngineError::Fatal`] if there is no way back to that version.
     fn learner(&self, version: PolicyVersion) -> Result<Self::Learner, EngineError>;
+
+    /// Whether [`Self::learner`] can make one that takes over an update that another one is in the middle of.
+    fn can_remake_learner(&self) -> bool {
+        false
+    }
 
     /// Examines the weights of `version` on prompts that are not trained on.
     ///

@@ -29,3 +29,26 @@ impl<E: Engines> Work for Evaluator<E> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::harness::Harness;
+    use saddle_core::PolicyVersion;
+
+    #[test]
+    fn versions_are_examined_in_order_and_a_long_wait_between_them_is_no_failure() {
+        let harness = Harness::new(|plan| plan.evaluate_every_updates = 1);
+        let (weights, input) = harness.edge();
+        let mut evaluator = Evaluator { run: Arc::clone(&harness.run), input };
+        let stage = harness.stage();
+        for version in [1, 2] {
+            harness.run.weights.publish(PolicyVersion(version), ()).unwrap();
+            weights.send(Published(harness.run.weights.newest()), &stage).unwrap();
+        }
+        (0..3).for_each(|_| assert_eq!(evaluator.step(&stage).unwrap(), Next::Continue));
+        assert_eq!(harness.run.engines.evaluated(), [PolicyVersion(1), PolicyVersion(2)]);
+        weights.close();
+        assert_eq!(evaluator.step(&stage).unwrap(), Next::Done);
+    }
+}

@@ -6,6 +6,7 @@ use crate::engine::{Cache, EngineError, Engines, Generate, Learn, Score, Verdict
 use crate::shared::lock;
 use saddle_core::{Finish, PolicyVersion, Prompt, PromptOrdinal, Rollout, ScoredRollout};
 use saddle_flow::Snapshot;
+use saddle_training::UpdateMetrics;
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -93,6 +94,10 @@ impl Engines for FakeEngines {
 
     fn learner(&self, _version: PolicyVersion) -> Result<FakeLearner, EngineError> {
         Ok(FakeLearner { update: self.times.update, pace: Pace::default() })
+    }
+
+    fn can_remake_learner(&self) -> bool {
+        true
     }
 
     fn evaluate(&self, version: PolicyVersion, (): &()) -> Result<(), EngineError> {
@@ -187,9 +192,9 @@ pub struct FakeLearner {
 }
 
 impl Learn<()> for FakeLearner {
-    fn update(&mut self, rollouts: &[ScoredRollout], _lambdas: &[f64]) -> Result<Vec<(String, f64)>, EngineError> {
+    fn update(&mut self, _rollouts: &[ScoredRollout], _lambdas: &[f64]) -> Result<UpdateMetrics, EngineError> {
         self.pace.wait(self.update);
-        Ok(vec![("rollouts".to_owned(), rollouts.len() as f64)])
+        Ok(UpdateMetrics::default())
     }
 
     fn snapshot(&self) -> Result<(), EngineError> {

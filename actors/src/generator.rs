@@ -49,7 +49,7 @@ impl<E: Engines> Generator<E> {
     }
 
     /// Takes newer weights if now is the time.
-    fn take_weights(&mut self) -> Result<(), EngineError> {
+    fn take_weights(&mut self, stage: &Stage) -> Result<(), EngineError> {
         let cache = match self.run.plan.schedule.weights {
             WeightsTaking::Drain if !self.answering.is_empty() => return Ok(()),
             WeightsTaking::Drain | WeightsTaking::ContinueKeep => Cache::Keep,
@@ -58,9 +58,9 @@ impl<E: Engines> Generator<E> {
         if let Some(newer) = self.run.weights.newer_than(self.weights.version) {
             let advances = invariants::version_advances(self.weights.version, newer.version);
             invariants::check(Invariant::Stale2, advances);
-            let start = Instant::now();
+            let start = stage.clock().now();
             self.engine.load(&newer, cache)?;
-            self.run.meters.swapped(start.elapsed());
+            self.run.meters.swapped(stage.clock().since(start));
             self.weights = newer;
         }
         Ok(())
@@ -98,9 +98,9 @@ impl<E: Engines> Generator<E> {
             self.answering.insert(load.ordinal, (ticket, deadline));
             prompts.push(load);
         }
-        let start = Instant::now();
+        let start = stage.clock().now();
         let rollouts = self.engine.advance(prompts)?;
-        self.meters.stepped(start.elapsed(), self.answering.len());
+        self.meters.stepped(stage.clock().since(start), self.answering.len());
         for rollout in rollouts {
             let ordinal = rollout.prompt.ordinal;
             let unknown =
@@ -153,7 +153,7 @@ impl<E: Engines> Work for Generator<E> {
         if !self.take_in(stage)? {
             return Ok(Next::Done);
         }
-        self.take_weights()?;
+        self.take_weights(stage)?;
         if !self.is_idle() {
             self.advance(stage)?;
         }
@@ -166,5 +166,61 @@ impl<E: Engines> Work for Generator<E> {
         self.queue.drain(..).for_each(|item| item.ticket.give_back());
         self.finished.drain(..).for_each(|item| item.ticket.give_back());
         std::mem::take(&mut self.answering).into_values().for_each(|(ticket, _)| ticket.give_back());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::harness::Harness;
+
+    type Lanes = Vec<Receiver<Group<Arc<Rollout>>>>;
+
+    /// A generator with `count` prompts before it.
+    fn generator(
+        harness: &Harness,
+        count: usize,
+    ) -> (Generator<crate::fake::FakeEngines>, Sender<Group<Prompt>>, Lanes) {
+        let (prompts, input) = harness.edge();
+        let (lanes, outputs) = (0..3).map(|_| harness.edge()).unzip();
+        let generator = Generator::new(Arc::clone(&harness.run), 0, input, lanes).unwrap();
+        prompts.send(Group(harness.draw(count)), &harness.stage()).unwrap();
+        (generator, prompts, outputs)
+    }
+
+    #[test]
+    fn tokens_carry_the_version_that_they_were_sampled_under_down_every_lane() {
+        let harness = Harness::new(|_| ());
+        let (mut generator, _prompts, lanes) = generator(&harness, 2);
+        let stage = harness.stage();
+        generator.step(&stage).unwrap();
+        harness.run.weights.publish(PolicyVersion(1), ()).unwrap();
+        generator.step(&stage).unwrap();
+        for lane in &lanes {
+            let answers = harness.taken(lane);
+            assert_eq!(answers.len(), 2);
+            answers.iter().for_each(|item| assert_eq!(item.load.versions, [PolicyVersion(0), PolicyVersion(1)]));
+        }
+    }
+
+    #[test]
+    fn an_answer_that_takes_too_long_is_given_up_and_its_prompt_comes_back() {
+        let harness = Harness::new(|_| ());
+        let (mut generator, _prompts, lanes) = generator(&harness, 1);
+        let stage = harness.stage();
+        generator.step(&stage).unwrap();
+        harness.clock.advance(seconds(harness.run.plan.edges.response_seconds));
+        generator.give_up(stage.clock().now()).unwrap();
+        assert_eq!((harness.run.ledger.counts().waiting, harness.taken(&lanes[0]).len()), (1, 0));
+    }
+
+    #[test]
+    fn told_to_leave_it_hands_its_prompts_back_without_blame() {
+        let harness = Harness::new(|plan| plan.supervision.attempts = 1);
+        let (mut generator, _prompts, _lanes) = generator(&harness, 2);
+        generator.step(&harness.stage()).unwrap();
+        generator.leave();
+        let counts = harness.run.ledger.counts();
+        assert_eq!((counts.waiting, counts.ended(Outcome::Quarantined)), (2, 0));
     }
 }

@@ -86,3 +86,42 @@ impl<E: Engines> Work for Joiner<E> {
         Ok(Next::Continue)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::harness::Harness;
+    use saddle_core::PolicyVersion;
+
+    fn judged(harness: &Harness, lanes: &[usize]) -> Vec<Item<Judged>> {
+        let Item { ticket, load } = harness.answered(1, PolicyVersion(0)).remove(0);
+        let verdict =
+            |lane: usize| if lane == 2 { Verdict::Tokens(vec![-1.0; 2]) } else { Verdict::Whole(lane as f32) };
+        let tickets = ticket.split(NonZeroUsize::new(lanes.len()).unwrap());
+        let part = |(ticket, &lane)| Item {
+            ticket,
+            load: Judged { rollout: Arc::clone(&load), lane, verdict: verdict(lane) },
+        };
+        tickets.into_iter().zip(lanes).map(part).collect()
+    }
+
+    #[test]
+    fn a_response_goes_on_with_all_its_scores_and_one_that_lacks_some_is_tried_again() {
+        let harness = Harness::new(|_| ());
+        let (parts, input) = harness.edge();
+        let (output, whole) = harness.edge();
+        let mut joiner = Joiner::new(Arc::clone(&harness.run), input, output);
+        let stage = harness.stage();
+        parts.send(Group(judged(&harness, &[2, 0, 1])), &stage).unwrap();
+        parts.send(Group(judged(&harness, &[0, 1])), &stage).unwrap();
+        joiner.step(&stage).unwrap();
+        joiner.step(&stage).unwrap();
+        let whole = harness.taken(&whole);
+        assert_eq!((whole.len(), whole[0].load.reward, whole[0].load.costs.as_slice()), (1, 0.0, &[1.0][..]));
+        // Nothing comes until the deadline of the other one.
+        let start = stage.clock().now();
+        joiner.step(&stage).unwrap();
+        assert_eq!(stage.clock().since(start), seconds(harness.run.plan.edges.join_seconds));
+        assert_eq!(harness.run.ledger.counts().waiting, 1);
+    }
+}

@@ -11,13 +11,13 @@
 use crate::desk::Settled;
 use crate::engine::{EngineError, Engines, Learn};
 use crate::shared::{Next, Run, StageError, Work, lock};
-use crate::work::{CostReport, Group, Item, Published, Update};
+use crate::work::{CostReport, Group, Item, Published, StepRequest, Update};
 use saddle_core::{PolicyVersion, PromptOrdinal, ScoredRollout};
 use saddle_flow::invariants::{self, Invariant};
 use saddle_flow::{FlowError, Outcome, Receiver, Sender, Stage};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How long it waits for a rollout before it looks again whether the run drains or a prompt was lost.
 const LOOK: Duration = Duration::from_millis(50);
@@ -31,7 +31,8 @@ pub(crate) struct Learner<E: Engines> {
     examined: Option<Sender<Published<E::Weights>>>,
     /// Rollouts that wait for their batch.
     held: BTreeMap<PromptOrdinal, Item<ScoredRollout>>,
-    last_input: Instant,
+    /// Time that it has waited without input.
+    waited: Duration,
 }
 
 impl<E: Engines> Learner<E> {
@@ -42,7 +43,7 @@ impl<E: Engines> Learner<E> {
         updates: Sender<Update>,
         examined: Option<Sender<Published<E::Weights>>>,
     ) -> Self {
-        Self { run, input, costs, updates, examined, held: BTreeMap::new(), last_input: Instant::now() }
+        Self { run, input, costs, updates, examined, held: BTreeMap::new(), waited: Duration::ZERO }
     }
 
     /// Takes in rollouts. A long time without any is an error, however short each wait is.
@@ -52,17 +53,17 @@ impl<E: Engines> Learner<E> {
                 // A void attempt must not take the place of the one that counts.
                 let current = group.0.into_iter().filter(|item| item.ticket.is_current());
                 self.held.extend(current.map(|item| (item.load.rollout.prompt.ordinal, item)));
-                self.last_input = stage.clock().now();
+                self.waited = Duration::ZERO;
                 Ok(true)
             }
             Ok(None) => Ok(false),
             Err(FlowError::Deadline { at, .. }) => {
                 let patience = stage.patience();
-                let now = stage.clock().now();
-                if now.saturating_duration_since(self.last_input) <= patience {
+                self.waited += LOOK;
+                if self.waited <= patience {
                     return Ok(true);
                 }
-                self.last_input = now;
+                self.waited = Duration::ZERO;
                 Err(FlowError::Deadline { at, patience })
             }
             Err(error) => Err(error),
@@ -151,17 +152,17 @@ impl<E: Engines> Learner<E> {
     fn update(&mut self, settled: &Settled, stage: &Stage) -> Result<(), StageError> {
         let (run, version) = (&self.run, settled.version);
         self.costs
-            .send(CostReport::Step { version, delay_versions: settled.delay_versions }, stage)
+            .send(CostReport::Step(StepRequest { version, delay_versions: settled.delay_versions }), stage)
             .map_err(FlowError::from)?;
         let multipliers = run.multipliers.wait_newer(version.0, stage)?.value;
         let engine = lock(&run.desk).engine.take();
         let mut engine = engine.map_or_else(|| run.engines.learner(version), Ok)?;
-        let start = Instant::now();
+        let start = stage.clock().now();
         let learnt = engine.update(&settled.rollouts, &multipliers.values())?;
-        let learn_seconds = start.elapsed().as_secs_f64();
-        let start = Instant::now();
+        let learn_seconds = stage.clock().since(start).as_secs_f64();
+        let start = stage.clock().now();
         let weights = engine.snapshot()?;
-        run.meters.copied(start.elapsed(), E::size_bytes(&weights));
+        run.meters.copied(stage.clock().since(start), E::size_bytes(&weights));
         if let Some(reason) = stage.cancel().reason() {
             // Replaced meanwhile: the update is the replacement's to make.
             return Err(FlowError::Cancelled { at: stage.name().into(), reason }.into());
@@ -174,7 +175,7 @@ impl<E: Engines> Learner<E> {
         if let Some(examined) = self.examined.as_ref().filter(|_| run.plan.is_examined(version.next())) {
             examined.send(Published(run.weights.newest()), stage).map_err(FlowError::from)?;
         }
-        self.last_input = Instant::now();
+        self.waited = Duration::ZERO;
         self.clear(version);
         Ok(())
     }
@@ -220,5 +221,84 @@ impl<E: Engines> Work for Learner<E> {
 
     fn leave(&mut self) {
         std::mem::take(&mut self.held).into_values().for_each(|item| item.ticket.give_back());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::harness::Harness;
+    use crate::shared::Multipliers;
+
+    struct Bench {
+        harness: Harness,
+        learner: Learner<crate::fake::FakeEngines>,
+        joined: Sender<Group<ScoredRollout>>,
+        updates: Receiver<Update>,
+        /// The other ends of edges that nobody looks at.
+        _costs: Receiver<CostReport>,
+    }
+
+    fn bench() -> Bench {
+        let harness = Harness::new(|_| ());
+        let (joined, input) = harness.edge();
+        let (costs_in, costs) = harness.edge();
+        let (updates_in, updates) = harness.edge();
+        let learner = Learner::new(Arc::clone(&harness.run), input, costs_in, updates_in, None);
+        harness.run.multipliers.publish(1, Multipliers::default()).unwrap();
+        Bench { harness, learner, joined, updates, _costs: costs }
+    }
+
+    #[test]
+    fn a_batch_is_settled_learnt_from_and_published_and_its_credits_come_back() {
+        let Bench { harness, mut learner, joined, updates, _costs } = bench();
+        let (stage, run) = (harness.stage(), &harness.run);
+        let mut items = harness.scored(2, PolicyVersion(0));
+        let last = items.pop().unwrap();
+        joined.send(Group(vec![last]), &stage).unwrap();
+        learner.step(&stage).unwrap();
+        learner.step(&stage).unwrap();
+        assert_eq!(
+            (run.ledger.counts().ended(Outcome::Trained), run.weights.version().0),
+            (0, 0),
+            "a prompt is missing"
+        );
+        joined.send(Group(items), &stage).unwrap();
+        (0..3).for_each(|_| assert_eq!(learner.step(&stage).unwrap(), Next::Continue));
+        assert_eq!((run.ledger.counts().ended(Outcome::Trained), run.weights.version().0), (2, 1));
+        assert_eq!(run.credits.available(), run.credits.total());
+        let ordinals = updates
+            .try_recv(&stage)
+            .unwrap()
+            .batch
+            .iter()
+            .map(|each| each.rollout.prompt.ordinal.0)
+            .collect::<Vec<_>>();
+        assert_eq!(ordinals, [0, 1]);
+    }
+
+    #[test]
+    fn a_rollout_that_is_too_old_is_dropped_and_counted() {
+        let Bench { harness, mut learner, joined, updates: _updates, _costs } = bench();
+        let stage = harness.stage();
+        joined.send(Group(harness.scored(2, PolicyVersion(0))), &stage).unwrap();
+        learner.step(&stage).unwrap();
+        harness.run.weights.publish(PolicyVersion(2), ()).unwrap();
+        learner.step(&stage).unwrap();
+        assert_eq!(harness.run.ledger.counts().ended(Outcome::DroppedStale), 2);
+    }
+
+    #[test]
+    fn it_loses_patience_after_so_long_without_input() {
+        let Bench { harness, mut learner, joined: _joined, updates: _updates, _costs } = bench();
+        let (stage, start) = (harness.stage(), harness.clock.now());
+        let error = loop {
+            if let Err(error) = learner.step(&stage) {
+                break error;
+            }
+        };
+        assert!(matches!(error, StageError::Flow(FlowError::Deadline { .. })), "{error}");
+        let waited = harness.clock.now().duration_since(start);
+        assert!(waited >= stage.patience() && waited < stage.patience() + Duration::from_secs(1), "{waited:?}");
     }
 }

@@ -16,6 +16,7 @@
 //! | `supervisor` `restarts` `standstill` | who replaces, scales, pauses and ends |
 //! | [`Remote`] | commands to them |
 //! | [`engine`] | what stages compute with, as traits; [`model`] over tensors, [`fake`] over time with its [`faults`] |
+//! | `harness` | one actor alone, under a manual clock, in tests |
 //! | `desk` | what the learner works on, kept apart from its thread |
 //! | `wiring` [`System`] | how stages are put together; a run from start to end |
 //!
@@ -28,6 +29,8 @@ mod evaluator;
 pub mod fake;
 pub mod faults;
 mod generator;
+#[cfg(test)]
+mod harness;
 mod join;
 mod learner;
 mod messages;
@@ -48,7 +51,7 @@ mod system;
 mod wiring;
 mod work;
 
-pub use messages::{Cause, Report, StageFailure, StageReport};
+pub use messages::{Cause, Report, StageFailure, StageReport, StageState};
 pub use plan::Plan;
 pub use remote::{OrderError, Remote};
 pub use role::Role;

@@ -3,10 +3,11 @@
 use crate::Role;
 use crate::shared::Start;
 use crate::standstill::Standstill;
-use ractor::{ActorRef, Message, RpcReplyPort};
+use ractor::{ActorRef, RpcReplyPort};
 use saddle_flow::{Activity, Reason, Stage};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::oneshot;
 
 /// To a stage's control face.
 #[derive(Debug)]
@@ -18,8 +19,6 @@ pub(crate) enum Control {
     /// From the stage's thread, as the last thing it does.
     Ended(Exit),
 }
-
-impl Message for Control {}
 
 /// How a stage's thread ended.
 #[derive(Debug)]
@@ -70,23 +69,28 @@ pub(crate) struct Casting {
     pub(crate) start: Start,
     pub(crate) paused: bool,
     pub(crate) standstill: Arc<Standstill>,
+    /// Told once its engine is there, or why there is none.
+    pub(crate) ready: oneshot::Sender<Result<(), String>>,
 }
+
+/// Tells of a stage's engine.
+pub(crate) type Started = oneshot::Receiver<Result<(), String>>;
 
 /// To the supervisor.
 pub(crate) enum Order {
     /// Look after the pulses.
     Check,
-    /// The back-off of this stage is over.
-    Restart(Role, usize),
+    /// The back-off of this stage is over, if it is still of this generation.
+    Restart { role: Role, index: usize, generation: u64 },
     /// Have so many stages of a role.
     Scale { role: Role, count: usize, reply: RpcReplyPort<Result<(), String>> },
     /// Let all stages of a role stand still, or go on.
     Pause { role: Role, paused: bool },
+    /// Let everybody go on from now on: the run drains.
+    Drain,
     /// Tell how the stages are.
     Observe(RpcReplyPort<Report>),
 }
-
-impl Message for Order {}
 
 /// The stages and what befell them.
 #[derive(Clone, Debug, Default)]
@@ -110,14 +114,40 @@ pub struct StageReport {
     pub name: Arc<str>,
     /// Which of its role it is.
     pub index: usize,
-    /// Whether its thread runs.
-    pub running: bool,
+    /// Whether it is there, and goes on.
+    pub state: StageState,
     /// What it does now.
     pub activity: Activity,
     /// Time since its last sign of life.
     pub age: Duration,
     /// Time spent on each activity, in the order of [`Activity::ALL`], former threads included.
     pub spent: [Duration; 4],
+}
+
+/// Whether a stage is there, and goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StageState {
+    /// Its thread runs.
+    Running,
+    /// Its thread runs, and stands still because somebody has paused its role.
+    Paused,
+    /// It waits for its restart, or has ended.
+    Absent,
+}
+
+impl StageState {
+    /// Every state.
+    pub const ALL: [Self; 3] = [Self::Running, Self::Paused, Self::Absent];
+
+    /// Its name as a metric label.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Absent => "absent",
+        }
+    }
 }
 
 /// A stage that was replaced, or ended the run.

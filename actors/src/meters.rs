@@ -3,14 +3,14 @@
 //! Stages record what they measure themselves; what stands in counters elsewhere (edges, credits, pulses) is copied at each
 //! look of the supervisor; what an update tells is recorded when the program takes its report.
 
-use crate::messages::{Cause, Report};
+use crate::messages::{Cause, Report, StageState};
 use crate::work::Update;
 use saddle_algorithms::dual::{CostEstimate, HoldCause, Step};
 use saddle_core::{Finish, PolicyVersion, PromptOrdinal, Rollout};
 use saddle_flow::invariants::{Invariant, violations};
 use saddle_flow::{Activity, Credits, EdgeObserver, EdgeStats, LedgerObserver, Outcome};
 use saddle_telemetry::{Counter, Gauge, Histogram, Telemetry, catalogue};
-use saddle_training::DualStep;
+use saddle_training::{BatchMetrics, DualStep, StreamMetrics, UpdateMetrics};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -102,6 +102,11 @@ impl Meters {
         catalogue::ACTOR_RESTARTS.of(&self.telemetry, [role, cause.label()]).increment(1);
     }
 
+    /// A stage is no more, and its series with it.
+    pub(crate) fn removed(&self, role: &str, index: usize) {
+        self.telemetry.show_actor(role, index, false);
+    }
+
     /// Copies what is counted elsewhere.
     pub(crate) fn look(&self, report: &Report) {
         let telemetry = &self.telemetry;
@@ -115,7 +120,12 @@ impl Meters {
         }
         let now = unix_seconds();
         for stage in &report.stages {
+            self.telemetry.show_actor(&stage.name, stage.index, true);
             let index = stage.index.to_string();
+            for state in StageState::ALL {
+                let is_it = f64::from(u8::from(state == stage.state));
+                catalogue::ACTOR_STATE.of(telemetry, [&stage.name, &index, state.label()]).set(is_it);
+            }
             for (activity, spent) in Activity::ALL.into_iter().zip(stage.spent) {
                 match activity {
                     Activity::Busy => catalogue::ACTOR_BUSY.of(telemetry, [&stage.name, &index]).follow(spent),
@@ -137,68 +147,78 @@ impl Meters {
         }
     }
 
-    /// Records what an update tells, by the names of its numbers.
-    pub(crate) fn learnt(&self, update: &Update, constraints: &[String]) {
+    /// Records what an update tells.
+    pub(crate) fn learnt(&self, update: &Update) {
         let telemetry = &self.telemetry;
         catalogue::POLICY_VERSION.of(telemetry, []).set(update.version.0 as f64);
         catalogue::LAST_STEP.of(telemetry, []).set(unix_seconds());
         let tokens: usize = update.batch.iter().map(|each| each.rollout.tokens.len()).sum();
         catalogue::TRAINED_TOKENS.of(telemetry, []).increment(tokens as u64);
-        let mean = |value: &dyn Fn(&saddle_core::ScoredRollout) -> f64| {
-            update.batch.iter().map(value).sum::<f64>() / update.batch.len().max(1) as f64
-        };
-        catalogue::REWARD_MEAN.of(telemetry, []).set(mean(&|each| f64::from(each.reward)));
-        for (index, name) in constraints.iter().enumerate() {
-            let cost = |each: &saddle_core::ScoredRollout| each.costs.get(index).copied().unwrap_or(f32::NAN);
-            catalogue::COST_MEAN.of(telemetry, [name]).set(mean(&|each| f64::from(cost(each))));
-            catalogue::UNSAFE.of(telemetry, [name]).set(mean(&|each| f64::from(u8::from(cost(each) > 0.0))));
+        let constraints = update.constraints.iter().map(|step| step.constraint.as_str());
+        let batch = BatchMetrics::of(&update.batch, constraints);
+        catalogue::REWARD_MEAN.of(telemetry, []).set(batch.reward_mean);
+        for cost in &batch.costs {
+            catalogue::COST_MEAN.of(telemetry, [&cost.constraint]).set(cost.mean);
+            catalogue::UNSAFE.of(telemetry, [&cost.constraint]).set(cost.unsafe_ratio);
         }
-        for (name, value) in &update.metrics {
-            self.number(name, *value);
-        }
+        self.corrected(&update.metrics);
+        self.trained(&update.metrics);
         update.constraints.iter().for_each(|step| self.stepped(step));
     }
 
-    fn number(&self, name: &str, value: f64) {
+    /// Records how far the batch and the policies were from one another.
+    fn corrected(&self, update: &UpdateMetrics) {
+        let (telemetry, importance) = (&self.telemetry, &update.importance);
+        catalogue::IMPORTANCE_WEIGHT_MEAN.of(telemetry, []).set(importance.weight_mean);
+        catalogue::IMPORTANCE_WEIGHT_MAX.of(telemetry, []).set(importance.weight_max);
+        catalogue::IMPORTANCE_ESS.of(telemetry, ["token"]).set(importance.ess_ratio_token);
+        catalogue::IMPORTANCE_ESS.of(telemetry, ["sequence"]).set(importance.ess_ratio_sequence);
+        catalogue::IMPORTANCE_TRUNCATED.of(telemetry, []).set(importance.truncated_ratio);
+        catalogue::REJECTED.of(telemetry, []).set(update.rejected_ratio);
+        catalogue::KL.of(telemetry, ["behaviour_proximal"]).set(update.kl.behaviour_proximal);
+        catalogue::KL.of(telemetry, ["proximal_current"]).set(update.kl.proximal_current);
+        catalogue::KL.of(telemetry, ["current_reference"]).set(update.kl.current_reference);
+        catalogue::KL_COEFFICIENT.of(telemetry, []).set(update.kl_coefficient);
+        if let Some(target) = update.reference_kl_target {
+            catalogue::REFERENCE_KL_TARGET.of(telemetry, []).set(target);
+        }
+        if let Some(gap) = update.log_prob_gap {
+            catalogue::LOG_PROB_GAP.of(telemetry, []).set(gap);
+        }
+    }
+
+    /// Records what became of the policy and the critics.
+    fn trained(&self, update: &UpdateMetrics) {
         let telemetry = &self.telemetry;
-        let phase = |phase| catalogue::LEARNER_STEP.of(telemetry, [phase]).record(value);
-        let skipped = |cause| catalogue::UPDATES_SKIPPED.of(telemetry, [cause]).increment(value as u64);
-        let gauge: Gauge = match name {
-            "importance_weight_mean" => catalogue::IMPORTANCE_WEIGHT_MEAN.of(telemetry, []),
-            "importance_weight_max" => catalogue::IMPORTANCE_WEIGHT_MAX.of(telemetry, []),
-            "importance_ess_ratio_token" => catalogue::IMPORTANCE_ESS.of(telemetry, ["token"]),
-            "importance_ess_ratio_sequence" => catalogue::IMPORTANCE_ESS.of(telemetry, ["sequence"]),
-            "importance_truncated_ratio" => catalogue::IMPORTANCE_TRUNCATED.of(telemetry, []),
-            "rejected_ratio" => catalogue::REJECTED.of(telemetry, []),
-            "entropy" => catalogue::ENTROPY.of(telemetry, []),
-            "kl_coefficient" => catalogue::KL_COEFFICIENT.of(telemetry, []),
-            "reference_kl_target" => catalogue::REFERENCE_KL_TARGET.of(telemetry, []),
-            "clip_ratio" => catalogue::CLIP.of(telemetry, []),
-            "log_prob_gap" => catalogue::LOG_PROB_GAP.of(telemetry, []),
-            "logprob_seconds" => return phase("logprob"),
-            "value_seconds" => return phase("value"),
-            "policy_seconds" => return phase("policy"),
-            "critic_seconds" => return phase("critic"),
-            "optimizer_seconds" => return phase("optimizer"),
-            "updates_skipped_rejected" => return skipped("rejected"),
-            "updates_skipped_drift" => return skipped("drift"),
-            "updates_skipped_non_finite" => return skipped("non_finite"),
-            name => {
-                let (family, label) = if let Some(pair) = name.strip_prefix("kl_") {
-                    (&catalogue::KL, pair)
-                } else if let Some(net) = name.strip_prefix("loss_") {
-                    (&catalogue::LOSS, net)
-                } else if let Some(net) = name.strip_prefix("grad_norm_") {
-                    (&catalogue::GRAD_NORM, net)
-                } else if let Some(stream) = name.strip_prefix("explained_variance_") {
-                    (&catalogue::EXPLAINED_VARIANCE, stream)
-                } else {
-                    return;
-                };
-                family.of(telemetry, [label])
-            }
-        };
-        gauge.set(value);
+        catalogue::ENTROPY.of(telemetry, []).set(update.entropy);
+        catalogue::CLIP.of(telemetry, []).set(update.clip_ratio);
+        catalogue::LOSS.of(telemetry, ["policy"]).set(update.policy_loss);
+        if let Some(loss) = update.ptx_loss {
+            catalogue::LOSS.of(telemetry, ["ptx"]).set(loss);
+        }
+        catalogue::GRAD_NORM.of(telemetry, ["policy"]).set(update.gradient_norm.0);
+        catalogue::GRAD_NORM.of(telemetry, ["critic"]).set(update.gradient_norm.1);
+        for StreamMetrics { stream, critic_loss, explained_variance } in &update.streams {
+            catalogue::LOSS.of(telemetry, [&format!("critic_{}", stream.label())]).set(*critic_loss);
+            catalogue::EXPLAINED_VARIANCE.of(telemetry, [stream.label()]).set(*explained_variance);
+        }
+        let (guards, phases) = (&update.guards, &update.phases);
+        for (cause, count) in [
+            ("rejected", guards.skipped_rejected),
+            ("drift", guards.skipped_drift),
+            ("non_finite", guards.skipped_non_finite),
+        ] {
+            catalogue::UPDATES_SKIPPED.of(telemetry, [cause]).increment(count);
+        }
+        for (phase, seconds) in [
+            ("logprob", phases.logprob),
+            ("value", phases.value),
+            ("policy", phases.policy),
+            ("critic", phases.critic),
+            ("optimizer", phases.optimizer),
+        ] {
+            catalogue::LEARNER_STEP.of(telemetry, [phase]).record(seconds);
+        }
     }
 
     /// Records what a constraint's step went by.

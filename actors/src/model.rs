@@ -18,7 +18,9 @@ use saddle_lm::{
     DecodeSettings, Decoder, DecoderHead, DecodingBatch, DecodingWeights, LmError, Normalizer, Policy, ScoreModel,
 };
 use saddle_training::config::{StagePlacement, TrainConfig};
-use saddle_training::{Judges, Learner, Scorer, TrainingError, normalised, reference_log_probs, score_rollouts};
+use saddle_training::{
+    Judges, Learner, Scorer, TrainingError, UpdateMetrics, normalised, reference_log_probs, score_rollouts,
+};
 use std::sync::{Arc, Mutex};
 use tch::Device;
 
@@ -40,6 +42,15 @@ impl<M> Frozen<M> {
 }
 
 impl<H: DecoderHead> Frozen<Decoder<H>> {
+    /// A model of this thread's own over the same weights.
+    ///
+    /// # Errors
+    /// If libtorch fails.
+    pub fn take_view(&self) -> Result<Decoder<H>, LmError> {
+        let device = lock(&self.0).device();
+        self.on(device)
+    }
+
     fn on(&self, device: Device) -> Result<Decoder<H>, LmError> {
         let model = lock(&self.0);
         let kind = model.parameters().base().unwrap_or_else(|| model.parameters()).flat().kind();
@@ -273,7 +284,7 @@ impl Score for ModelScorer {
 }
 
 impl Learn<Frozen<Policy>> for Learner {
-    fn update(&mut self, rollouts: &[ScoredRollout], lambdas: &[f64]) -> Result<Vec<(String, f64)>, EngineError> {
+    fn update(&mut self, rollouts: &[ScoredRollout], lambdas: &[f64]) -> Result<UpdateMetrics, EngineError> {
         Ok(Self::update(self, rollouts, lambdas)?)
     }
 

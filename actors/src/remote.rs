@@ -8,6 +8,8 @@ use std::time::Duration;
 
 /// For an answer of the supervisor.
 const ANSWER: Duration = Duration::from_secs(10);
+/// For the engines of new stages, which may have to load a model.
+const SCALED: Duration = Duration::from_secs(120);
 
 /// Why an order was not carried out.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -43,12 +45,13 @@ impl Remote {
         })
     }
 
-    /// Has so many stages of a role from now on. Those that leave hand their prompts back.
+    /// Has so many stages of a role from now on, and waits until those that are new have their engines. Those that leave hand
+    /// their prompts back.
     ///
     /// # Errors
-    /// [`OrderError`].
+    /// [`OrderError`]; the run goes on without a stage that cannot be started.
     pub async fn scale(&self, role: Role, count: usize) -> Result<(), OrderError> {
-        self.ask(|reply| Order::Scale { role, count, reply }).await?.map_err(OrderError::Refused)
+        self.ask(SCALED, |reply| Order::Scale { role, count, reply }).await?.map_err(OrderError::Refused)
     }
 
     /// Lets the stages of a role stand still before their next step, or go on. Nobody loses patience meanwhile.
@@ -60,10 +63,15 @@ impl Remote {
         sent.map_err(|error| OrderError::Gone(error.to_string()))
     }
 
-    /// Begins the drain: no new prompt is drawn, and what is under way ends as it will.
+    /// Begins the drain: no new prompt is drawn, what is under way ends as it will, and who was paused goes on.
     pub fn drain(&self) {
+        if self.drain.is_cancelled() {
+            return;
+        }
         self.ledger.close();
         self.drain.cancel("the run drains");
+        // A supervisor that is gone has nobody left to let go on.
+        let _ = self.supervisor.send_message(Order::Drain);
     }
 
     /// How the stages are.
@@ -71,11 +79,15 @@ impl Remote {
     /// # Errors
     /// [`OrderError::Gone`].
     pub async fn observe(&self) -> Result<Report, OrderError> {
-        self.ask(Order::Observe).await
+        self.ask(ANSWER, Order::Observe).await
     }
 
-    async fn ask<T: Send + 'static>(&self, order: impl FnOnce(RpcReplyPort<T>) -> Order) -> Result<T, OrderError> {
-        let answer = self.supervisor.call(order, Some(ANSWER)).await;
+    async fn ask<T: Send + 'static>(
+        &self,
+        patience: Duration,
+        order: impl FnOnce(RpcReplyPort<T>) -> Order,
+    ) -> Result<T, OrderError> {
+        let answer = self.supervisor.call(order, Some(patience)).await;
         let answer = answer.map_err(|error| OrderError::Gone(error.to_string()))?;
         answer.success_or_else(|| OrderError::Gone("the run is over".to_owned()))
     }

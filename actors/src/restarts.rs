@@ -1,4 +1,5 @@
-//! How often a stage may be restarted: so many times within a window, after a wait that doubles with each.
+//! How often a stage may be restarted: so many times within a window, after a wait that doubles with each. Time in which it hung
+//! does not count, else a stage that always hangs would never use its restarts up.
 
 use saddle_training::config::{SupervisionSection, seconds};
 use std::collections::VecDeque;
@@ -14,16 +15,21 @@ pub(crate) struct Restarts {
     window: Duration,
     backoff: Duration,
     recent: VecDeque<Instant>,
+    /// In all.
+    hung: Duration,
 }
 
 impl Restarts {
     pub(crate) fn new(section: &SupervisionSection) -> Self {
         let (window, backoff) = (seconds(section.window_seconds), seconds(section.backoff_seconds));
-        Self { limit: section.restarts, window, backoff, recent: VecDeque::new() }
+        Self { limit: section.restarts, window, backoff, recent: VecDeque::new(), hung: Duration::ZERO }
     }
 
-    /// How long to wait before the restart after a failure at `now`; none if there were too many.
-    pub(crate) fn next(&mut self, now: Instant) -> Option<Duration> {
+    /// How long to wait before the restart after a failure at `now`, of a stage that had hung for `hung`; none if there were too
+    /// many.
+    pub(crate) fn next(&mut self, now: Instant, hung: Duration) -> Option<Duration> {
+        self.hung += hung;
+        let now = now.checked_sub(self.hung).unwrap_or(now);
         while self.recent.front().is_some_and(|&first| now.saturating_duration_since(first) > self.window) {
             self.recent.pop_front();
         }
@@ -53,7 +59,7 @@ mod tests {
     #[test]
     fn the_wait_doubles_until_there_were_too_many() {
         let (mut restarts, now) = (restarts(), Instant::now());
-        let waits: Vec<_> = (0..4).map(|_| restarts.next(now).map(|wait| wait.as_secs_f64())).collect();
+        let waits: Vec<_> = (0..4).map(|_| restarts.next(now, Duration::ZERO).map(|wait| wait.as_secs_f64())).collect();
         assert_eq!(waits, [Some(0.5), Some(1.0), Some(2.0), None]);
     }
 
@@ -62,7 +68,16 @@ mod tests {
         let (mut restarts, start) = (restarts(), Instant::now());
         let after = |seconds| start + Duration::from_secs(seconds);
         let half = Some(Duration::from_millis(500));
-        assert_eq!([0, 11, 22, 33, 44].map(|seconds| restarts.next(after(seconds))), [half; 5]);
-        assert_eq!(restarts.next(after(54)), Some(Duration::from_secs(1)), "at the edge of the window");
+        let mut next = |seconds| restarts.next(after(seconds), Duration::ZERO);
+        assert_eq!([0, 11, 22, 33, 44].map(&mut next), [half; 5]);
+        assert_eq!(next(54), Some(Duration::from_secs(1)), "at the edge of the window");
+    }
+
+    #[test]
+    fn a_stage_that_hangs_for_longer_than_the_window_each_time_is_given_up_too() {
+        let (mut restarts, start) = (restarts(), Instant::now() + Duration::from_secs(1000));
+        let hang = Duration::from_secs(30);
+        let waits = (1..=4).map(|time| restarts.next(start + hang * time, hang).is_some());
+        assert_eq!(waits.collect::<Vec<_>>(), [true, true, true, false]);
     }
 }

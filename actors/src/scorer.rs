@@ -13,7 +13,6 @@ use saddle_flow::invariants::{self, Invariant};
 use saddle_flow::{FlowError, Receiver, Sender, Stage};
 use saddle_training::config::seconds;
 use std::sync::Arc;
-use std::time::Instant;
 
 pub(crate) struct Scorer<E: Engines> {
     run: Arc<Run<E>>,
@@ -84,9 +83,9 @@ impl<E: Engines> Work for Scorer<E> {
             return Ok(Next::Continue);
         }
         let rollouts: Vec<Arc<Rollout>> = items.iter().map(|item| Arc::clone(&item.load)).collect();
-        let start = Instant::now();
+        let start = stage.clock().now();
         let verdicts = self.engine.score(&rollouts)?;
-        self.meters.scored(start.elapsed(), rollouts.len());
+        self.meters.scored(stage.clock().since(start), rollouts.len());
         if verdicts.len() != items.len() {
             let (lane, given, taken) = (self.lane, verdicts.len(), items.len());
             return Err(EngineError::Fatal(format!("lane {lane}: {given} verdicts on {taken} responses")).into());
@@ -101,5 +100,51 @@ impl<E: Engines> Work for Scorer<E> {
         });
         send(&self.output, judged.collect(), stage)?;
         Ok(Next::Continue)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::harness::Harness;
+    use saddle_core::PolicyVersion;
+
+    #[test]
+    fn costs_are_reported_before_the_responses_go_on_and_void_ones_are_left_out() {
+        let harness = Harness::new(|_| ());
+        let (responses, input) = harness.edge();
+        let (output, judged) = harness.edge();
+        let (costs_in, costs) = harness.edge();
+        let mut scorer = Scorer::new(Arc::clone(&harness.run), 1, input, output, costs_in).unwrap();
+        let stage = harness.stage();
+        let items = harness.answered(3, PolicyVersion(0));
+        let void = items[0].ticket.attempt();
+        responses.send(Group(items), &stage).unwrap();
+        // As the supervisor does with what a hung stage has in hand.
+        harness.run.ledger.revoke(stage.hands());
+        scorer.step(&stage).unwrap();
+        let CostReport::Scored { costs: reported, constraint: 0, .. } = costs.try_recv(&stage).unwrap() else {
+            panic!("no costs were reported");
+        };
+        let judged = harness.taken(&judged);
+        assert_eq!(reported.len(), judged.len());
+        assert!(judged.iter().all(|item| item.load.lane == 1 && item.ticket.is_current()), "{void:?}");
+    }
+
+    #[test]
+    fn it_waits_a_moment_for_more_and_no_longer() {
+        let harness = Harness::new(|_| ());
+        let (responses, input) = harness.edge();
+        let (output, judged) = harness.edge();
+        let (costs, _costs) = harness.edge();
+        let mut scorer = Scorer::new(Arc::clone(&harness.run), 0, input, output, costs).unwrap();
+        let stage = harness.stage();
+        for item in harness.answered(2, PolicyVersion(0)) {
+            responses.send(Group(vec![item]), &stage).unwrap();
+        }
+        let start = stage.clock().now();
+        scorer.step(&stage).unwrap();
+        assert_eq!(stage.clock().since(start), seconds(harness.run.plan.edges.flush_seconds));
+        assert_eq!(harness.taken(&judged).len(), 2);
     }
 }

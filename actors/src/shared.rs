@@ -3,6 +3,7 @@
 use crate::desk::Desk;
 use crate::engine::{EngineError, Engines, Learn};
 use crate::meters::Meters;
+use crate::work::StepRequest;
 use crate::{Plan, Role};
 use saddle_core::{PolicyVersion, PromptOrdinal};
 use saddle_flow::{Cancel, Credits, FlowError, Latest, Ledger};
@@ -32,6 +33,8 @@ pub(crate) struct Run<E: Engines> {
     /// By the number of steps made: those that update k reads are the (k + 1)th.
     pub(crate) multipliers: Latest<u64, Multipliers>,
     pub(crate) duals: Mutex<Vec<Dual>>,
+    /// The step that the learner waits for, until it is made: a multiplier that is lost inside it leaves it to its successor.
+    pub(crate) due: Mutex<Option<StepRequest>>,
     pub(crate) desk: Mutex<Desk<E::Learner>>,
     pub(crate) meters: Arc<Meters>,
     /// Ends every stage.
@@ -52,6 +55,7 @@ impl<E: Engines> Run<E> {
             weights,
             multipliers: Latest::new("multipliers", 0, Multipliers::default()),
             duals: Mutex::new(duals),
+            due: Mutex::new(None),
             desk: Mutex::new(Desk::new(learner)),
             meters,
             root: Cancel::new(),

@@ -93,3 +93,41 @@ impl<E: Engines> Source<E> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::harness::Harness;
+    use saddle_core::PolicyVersion;
+    use saddle_flow::Outcome;
+
+    #[test]
+    fn it_draws_as_many_prompts_as_there_are_credits_and_what_came_back_first() {
+        let harness = Harness::new(|_| ());
+        let (output, prompts) = harness.edge();
+        let mut source = Source { run: Arc::clone(&harness.run), output };
+        let stage = harness.stage();
+        (0..4).for_each(|_| assert_eq!(source.step(&stage).unwrap(), Next::Continue));
+        let mut drawn = harness.taken(&prompts);
+        assert_eq!(drawn.iter().map(|item| item.load.ordinal.0).collect::<Vec<_>>(), [0, 1, 2, 3]);
+        assert!(source.step(&stage).is_err(), "no credit comes back within its patience");
+        drop(drawn.remove(1));
+        source.step(&stage).unwrap();
+        assert_eq!(harness.taken(&prompts)[0].load.ordinal.0, 1);
+    }
+
+    #[test]
+    fn without_staleness_it_draws_a_batch_whole_and_a_drain_ends_it() {
+        let harness = Harness::new(|plan| plan.schedule.staleness = 0);
+        let (output, prompts) = harness.edge();
+        let mut source = Source { run: Arc::clone(&harness.run), output };
+        let stage = harness.stage();
+        source.step(&stage).unwrap();
+        let batch = prompts.try_recv(&stage).unwrap();
+        assert_eq!(batch.0.len(), 2);
+        drop(harness.run.ledger.settle_all(batch.0.into_iter().map(|item| item.ticket).collect(), Outcome::Trained));
+        harness.run.weights.publish(PolicyVersion(1), ()).unwrap();
+        harness.run.ledger.close();
+        assert_eq!(source.step(&stage).unwrap(), Next::Done);
+    }
+}

@@ -13,6 +13,7 @@ use saddle_flow::{FlowError, Latest, Stage};
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread;
+use tokio::sync::oneshot;
 
 /// The control face.
 pub(crate) struct Face;
@@ -30,11 +31,11 @@ impl Actor for Face {
     type Arguments = Casting;
 
     async fn pre_start(&self, myself: ActorRef<Control>, casting: Casting) -> Result<Thread, ActorProcessingErr> {
-        let Casting { stage, index, start, paused, standstill } = casting;
+        let Casting { stage, index, start, paused, standstill, ready } = casting;
         let pause = Latest::new("pause", 0, paused);
         let thread = Thread { stage: stage.clone(), pause: pause.clone() };
         thread::Builder::new().name(stage.name().to_owned()).spawn(move || {
-            let exit = run(&stage, index, &start, &pause, &standstill);
+            let exit = run(&stage, index, &start, ready, &pause, &standstill);
             drop(start);
             tell(&myself, Control::Ended(exit));
         })?;
@@ -58,11 +59,28 @@ impl Actor for Face {
 }
 
 /// The life of the thread.
-fn run(stage: &Stage, index: usize, start: &Start, pause: &Latest<u64, bool>, standstill: &Standstill) -> Exit {
-    let mut work = match catch_unwind(AssertUnwindSafe(|| start(index))) {
-        Ok(Ok(work)) => work,
-        Ok(Err(error)) => return ended(error),
-        Err(panic) => return panicked(panic.as_ref()),
+fn run(
+    stage: &Stage,
+    index: usize,
+    start: &Start,
+    ready: oneshot::Sender<Result<(), String>>,
+    pause: &Latest<u64, bool>,
+    standstill: &Standstill,
+) -> Exit {
+    let made = match catch_unwind(AssertUnwindSafe(|| start(index))) {
+        Ok(made) => made.map_err(ended),
+        Err(panic) => Err(panicked(panic.as_ref())),
+    };
+    let told = match &made {
+        Ok(_) => Ok(()),
+        Err(Exit::Failed(failure)) => Err(format!("{}: {failure}", stage.name())),
+        Err(Exit::Left) => Err(format!("{} was told to leave", stage.name())),
+    };
+    // Few wait to hear of it.
+    let _ = ready.send(told);
+    let mut work = match made {
+        Ok(work) => work,
+        Err(exit) => return exit,
     };
     let exit = loop {
         match catch_unwind(AssertUnwindSafe(|| step(work.as_mut(), stage, pause))) {

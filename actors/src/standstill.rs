@@ -31,6 +31,11 @@ impl Standstill {
         lock(&self.0).paused.contains(&role)
     }
 
+    /// The roles that stand still now.
+    pub(crate) fn paused(&self) -> Vec<Role> {
+        lock(&self.0).paused.iter().copied().collect()
+    }
+
     /// Whether a wait that has lasted for `patience` may have been for a paused stage.
     pub(crate) fn excuses(&self, patience: Duration, now: Instant) -> bool {
         let state = lock(&self.0);

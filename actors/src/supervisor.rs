@@ -3,9 +3,12 @@
 //!
 //! A stage hangs when it works without a beat for longer than `heartbeat_seconds`; waiting stages cannot, for every wait
 //! has a deadline. A hung thread cannot be killed: it is cancelled, what it holds is revoked, and whatever it still brings
-//! is void.
+//! is void. When the supervisor itself was late, for the process was stopped or the machine slept, the stages' time begins
+//! anew. A learner that nobody could take over from is told of, waited for, and given up much later.
 
-use crate::messages::{Casting, Cause, Control, Failure, Order, Report, StageFailure, StageReport, tell};
+use crate::messages::{
+    Casting, Cause, Control, Failure, Order, Report, StageFailure, StageReport, StageState, Started, tell,
+};
 use crate::meters::Meters;
 use crate::restarts::Restarts;
 use crate::shared::Starts;
@@ -13,18 +16,23 @@ use crate::stage_host::Face;
 use crate::standstill::Standstill;
 use crate::{Plan, Role};
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, RpcReplyPort, SupervisionEvent};
-use saddle_flow::{Activity, Cancel, Ledger, Stage};
+use saddle_flow::{Activity, Cancel, Ledger, Outcome, Stage};
 use saddle_training::config::seconds;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::sync::oneshot;
 
 /// Failures that are remembered in words.
 const REMEMBERED_FAILURES: usize = 256;
 /// Most stages of a role.
 const STAGES_LIMIT: usize = 256;
+/// So many batches of prompts may come to nothing before the first is learnt from.
+const FAILED_BATCHES: u64 = 8;
 /// Between two looks at the pulses.
 const LOOK: Duration = Duration::from_millis(100);
+/// Two looks that are further apart say that the supervisor itself stood still.
+const LATE: Duration = Duration::from_secs(2);
 
 /// What the supervisor goes by.
 pub(crate) struct Company {
@@ -33,6 +41,8 @@ pub(crate) struct Company {
     pub(crate) ledger: Ledger,
     pub(crate) root: Cancel,
     pub(crate) meters: Arc<Meters>,
+    /// Whether the learner is inside an update whose weights would be lost with it.
+    pub(crate) is_learner_irreplaceable: Arc<dyn Fn() -> bool + Send + Sync>,
 }
 
 /// The actor.
@@ -47,6 +57,11 @@ pub(crate) struct State {
     restarts: u64,
     /// Looks at which the learner was busy, and those of them at which a generator was too.
     looks: (u64, u64),
+    /// When it last looked.
+    last_look: Instant,
+    /// Silence before this is held against nobody.
+    judged_from: Instant,
+    is_draining: bool,
 }
 
 /// The place of one stage, which keeps it over restarts.
@@ -55,8 +70,14 @@ struct Slot {
     /// None while it waits for its restart, and after it has ended.
     face: Option<ActorRef<Control>>,
     restarts: Restarts,
+    /// How often it was started: an order to restart is for one of these.
+    generation: u64,
     /// To be forgotten when it ends.
     retired: bool,
+    /// Whether it was added to a run under way, which goes on without it.
+    added: bool,
+    /// Whether its silence was told of.
+    told: bool,
     spent_before: [Duration; 4],
 }
 
@@ -88,10 +109,21 @@ impl Actor for Supervisor {
     async fn pre_start(&self, myself: ActorRef<Order>, company: Company) -> Result<State, ActorProcessingErr> {
         let stages = company.plan.stages();
         let (slots, standstill, failures) = Default::default();
-        let mut state = State { company, slots, standstill, failures, restarts: 0, looks: (0, 0) };
+        let now = Instant::now();
+        let mut state = State {
+            company,
+            slots,
+            standstill,
+            failures,
+            restarts: 0,
+            looks: (0, 0),
+            last_look: now,
+            judged_from: now,
+            is_draining: false,
+        };
         for (role, count) in stages {
             for index in 0..count {
-                state.start(&myself, role, index).await;
+                state.start_or_end(&myself, role, index).await;
             }
         }
         // It ends with the actor.
@@ -102,19 +134,21 @@ impl Actor for Supervisor {
     async fn handle(&self, myself: ActorRef<Order>, order: Order, state: &mut State) -> Result<(), ActorProcessingErr> {
         match order {
             Order::Check => state.check(&myself),
-            Order::Restart(role, index) => {
-                if !state.is_over() && state.slots.contains_key(&(role, index)) {
-                    state.start(&myself, role, index).await;
+            Order::Restart { role, index, generation } => {
+                let due = |slot: &Slot| slot.generation == generation && slot.face.is_none();
+                if !state.is_over() && state.slots.get(&(role, index)).is_some_and(due) {
+                    state.start_or_end(&myself, role, index).await;
                 }
             }
-            Order::Scale { role, count, reply } => {
-                let outcome = state.scale(&myself, role, count).await;
-                answer(reply, outcome);
-            }
-            Order::Pause { role, paused } => {
-                state.standstill.set(role, paused, Instant::now());
-                for face in state.faces(role) {
-                    tell(face, Control::Pause(paused));
+            Order::Scale { role, count, reply } => match state.scale(&myself, role, count).await {
+                Ok(started) => drop(tokio::spawn(async move { answer(reply, all_started(started).await) })),
+                Err(refusal) => answer(reply, Err(refusal)),
+            },
+            Order::Pause { role, paused } => state.pause(role, paused),
+            Order::Drain => {
+                state.is_draining = true;
+                for role in state.standstill.paused() {
+                    state.pause(role, false);
                 }
             }
             Order::Observe(reply) => answer(reply, state.report()),
@@ -133,7 +167,7 @@ impl Actor for Supervisor {
                 if let Some(place) = state.leave(&cell)
                     && state.slots.get(&place).is_some_and(|slot| slot.retired)
                 {
-                    state.slots.remove(&place);
+                    state.forget(place);
                 }
             }
             SupervisionEvent::ActorFailed(cell, error) => {
@@ -162,32 +196,56 @@ impl State {
         self.slots.iter().filter(move |((each, _), _)| *each == role).filter_map(|(_, slot)| slot.face.as_ref())
     }
 
-    /// Starts a stage in its place, which is made if it is new. Without a thread for it, the run ends.
-    async fn start(&mut self, myself: &ActorRef<Order>, role: Role, index: usize) {
-        let Some(start) = self.company.starts.get(&role).cloned() else { return };
+    /// Lets the stages of a role stand still, or go on. Nobody stands still while the run drains, which would not end.
+    fn pause(&mut self, role: Role, paused: bool) {
+        let paused = paused && !self.is_draining;
+        self.standstill.set(role, paused, Instant::now());
+        for face in self.faces(role) {
+            tell(face, Control::Pause(paused));
+        }
+    }
+
+    /// [`State::start`] of a stage that the run cannot do without.
+    async fn start_or_end(&mut self, myself: &ActorRef<Order>, role: Role, index: usize) {
+        if let Err(reason) = self.start(myself, role, index).await {
+            self.company.root.cancel(reason);
+        }
+    }
+
+    /// Starts a stage in its place, which is made if it is new. What is returned tells when its engine is ready.
+    async fn start(&mut self, myself: &ActorRef<Order>, role: Role, index: usize) -> Result<Started, String> {
+        let start = self.company.starts.get(&role).cloned();
+        let start = start.ok_or_else(|| format!("there is no {}", self.company.plan.name(role)))?;
         let name = format!("{}-{index}", self.company.plan.name(role));
         let stage = Stage::new(name, self.company.root.child(), self.company.plan.patience());
         let (paused, standstill) = (self.standstill.includes(role), Arc::clone(&self.standstill));
-        let casting = Casting { stage: stage.clone(), index, start, paused, standstill };
-        let face = match Actor::spawn_linked(None, Face, casting, myself.get_cell()).await {
-            Ok((face, _)) => face,
-            Err(error) => {
-                self.company.root.cancel(format!("{} cannot be started: {error}", stage.name()));
-                return;
-            }
-        };
+        let (ready, started) = oneshot::channel();
+        let casting = Casting { stage: stage.clone(), index, start, paused, standstill, ready };
+        let spawned = Actor::spawn_linked(None, Face, casting, myself.get_cell()).await;
+        let (face, _) = spawned.map_err(|error| format!("{} cannot be started: {error}", stage.name()))?;
         match self.slots.get_mut(&(role, index)) {
             Some(slot) => {
                 slot.spent_before = slot.spent();
                 slot.stage = stage;
                 slot.face = Some(face);
+                slot.generation += 1;
+                slot.told = false;
             }
             None => {
-                let restarts = Restarts::new(&self.company.plan.supervision);
-                let slot = Slot { stage, face: Some(face), restarts, retired: false, spent_before: Default::default() };
+                let slot = Slot {
+                    stage,
+                    face: Some(face),
+                    restarts: Restarts::new(&self.company.plan.supervision),
+                    generation: 0,
+                    retired: false,
+                    added: false,
+                    told: false,
+                    spent_before: Default::default(),
+                };
                 self.slots.insert((role, index), slot);
             }
         }
+        Ok(started)
     }
 
     /// The place whose face has ended; none for a stage that was replaced because it hung.
@@ -200,26 +258,26 @@ impl State {
 
     /// Sees to the restart of a stage, or ends the run.
     fn failed(&mut self, myself: &ActorRef<Order>, (role, index): (Role, usize), failure: Failure) {
+        let is_one_of_many = self.active(role).count() > 1;
         let Some(slot) = self.slots.get_mut(&(role, index)) else { return };
         let stage: Arc<str> = slot.stage.name().into();
         let Failure { cause, reason, curable } = failure;
-        let note = StageFailure { stage: Arc::clone(&stage), cause, reason: Arc::clone(&reason) };
-        if self.failures.len() == REMEMBERED_FAILURES {
-            self.failures.pop_front();
-        }
-        self.failures.push_back(note);
-        if slot.retired {
-            self.slots.remove(&(role, index));
+        let hung = if cause == Cause::Hang { slot.stage.pulse().age() } else { Duration::ZERO };
+        let generation = slot.generation;
+        let backoff = slot.restarts.next(Instant::now(), hung).filter(|_| curable);
+        let is_given_up = slot.retired || backoff.is_none() && slot.added && is_one_of_many;
+        self.remember(StageFailure { stage: Arc::clone(&stage), cause, reason: Arc::clone(&reason) });
+        if is_given_up {
+            self.forget((role, index));
             return;
         }
-        let backoff = slot.restarts.next(Instant::now()).filter(|_| curable);
         match backoff {
             _ if self.is_over() => {}
             Some(backoff) => {
                 self.restarts += 1;
                 self.company.meters.restarted(&self.company.plan.name(role), cause);
                 // It fires once, or the actor is gone.
-                drop(myself.send_after(backoff, move || Order::Restart(role, index)));
+                drop(myself.send_after(backoff, move || Order::Restart { role, index, generation }));
             }
             None if curable => {
                 let section = &self.company.plan.supervision;
@@ -231,15 +289,39 @@ impl State {
         }
     }
 
+    fn remember(&mut self, failure: StageFailure) {
+        if self.failures.len() == REMEMBERED_FAILURES {
+            self.failures.pop_front();
+        }
+        self.failures.push_back(failure);
+    }
+
+    /// A place that is no more.
+    fn forget(&mut self, place: (Role, usize)) {
+        self.slots.remove(&place);
+        self.company.meters.removed(&self.company.plan.name(place.0), place.1);
+    }
+
     /// Replaces stages that hang, and measures.
     fn check(&mut self, myself: &ActorRef<Order>) {
+        let now = Instant::now();
+        if now.saturating_duration_since(std::mem::replace(&mut self.last_look, now)) > LATE {
+            self.judged_from = now;
+        }
         let limit = seconds(self.company.plan.supervision.heartbeat_seconds);
-        let is_hung = |slot: &Slot| {
+        let judged = now.saturating_duration_since(self.judged_from);
+        let silence = |slot: &Slot| {
             let pulse = slot.stage.pulse();
-            slot.face.is_some() && pulse.activity() == Activity::Busy && pulse.is_late(limit)
+            let is_busy = slot.face.is_some() && pulse.activity() == Activity::Busy;
+            if is_busy { pulse.age().min(judged) } else { Duration::ZERO }
         };
-        let hung: Vec<_> = self.slots.iter().filter(|(_, slot)| is_hung(slot)).map(|(&place, _)| place).collect();
-        for place in hung {
+        let silent = self.slots.iter().map(|(&place, slot)| (place, silence(slot)));
+        let hung: Vec<_> = silent.filter(|(_, silence)| *silence > limit).collect();
+        for (place, silence) in hung {
+            if place.0 == Role::Learner && (self.company.is_learner_irreplaceable)() {
+                self.wait_for_learner(place, silence);
+                continue;
+            }
             let Some(slot) = self.slots.get_mut(&place) else { continue };
             let reason: Arc<str> = format!("hung: no sign of life for {} s", limit.as_secs_f64()).into();
             slot.stage.cancel().cancel(Arc::clone(&reason));
@@ -260,7 +342,35 @@ impl State {
             self.looks.1 += u64::from(busy(|role| role == Role::Generator));
         }
         self.company.meters.look(&self.report());
+        self.end_if_nothing_is_learnt();
         self.end_when_alone(myself);
+    }
+
+    /// A run none of whose prompts comes to anything would draw more for ever.
+    fn end_if_nothing_is_learnt(&self) {
+        let counts = self.company.ledger.counts();
+        let limit = FAILED_BATCHES * self.company.plan.batch_rollouts as u64;
+        let failed = counts.ended(Outcome::Failed) + counts.ended(Outcome::Quarantined);
+        if counts.ended(Outcome::Trained) == 0 && failed >= limit && !self.is_draining {
+            self.company.root.cancel(format!(
+                "the first {failed} prompts gave no response to learn from: they leave no room for one, or stages failed on them; look at prompts.max_tokens and generation.max_new_tokens, and at the failures of the stages"
+            ));
+        }
+    }
+
+    /// A learner that is inside an update cannot be replaced: it is told of, and given up only when everybody who waits for it
+    /// has lost patience too.
+    fn wait_for_learner(&mut self, place: (Role, usize), silence: Duration) {
+        let Some(slot) = self.slots.get_mut(&place) else { return };
+        let stage: Arc<str> = slot.stage.name().into();
+        let (silent, limit) = (silence.as_secs(), seconds(self.company.plan.supervision.heartbeat_seconds));
+        if !std::mem::replace(&mut slot.told, true) {
+            let reason = format!("no sign of life for {silent} s; waited for, since nobody can take over its update");
+            self.remember(StageFailure { stage: Arc::clone(&stage), cause: Cause::Hang, reason: reason.into() });
+        }
+        if silence > limit + self.company.plan.patience() {
+            self.company.root.cancel(format!("{stage} hung: no sign of life for {silent} s"));
+        }
     }
 
     /// Once the run is over and no stage is left, so is the supervisor.
@@ -270,7 +380,8 @@ impl State {
         }
     }
 
-    async fn scale(&mut self, myself: &ActorRef<Order>, role: Role, count: usize) -> Result<(), String> {
+    /// Has so many stages of a role. Returns what tells of the engines of those that are new.
+    async fn scale(&mut self, myself: &ActorRef<Order>, role: Role, count: usize) -> Result<Vec<Started>, String> {
         if !role.is_scalable() || !self.company.starts.contains_key(&role) {
             return Err(format!("there is one {} only", self.company.plan.name(role)));
         }
@@ -286,16 +397,20 @@ impl State {
                 slot.retired = true;
                 match &slot.face {
                     Some(face) => tell(face, Control::Stop("scaled down".into())),
-                    None => drop(self.slots.remove(&(role, index))),
+                    None => self.forget((role, index)),
                 }
             }
         }
         let new = (0..).filter(|index| !self.slots.contains_key(&(role, *index)));
         let new: Vec<usize> = new.take(count.saturating_sub(places.len())).collect();
+        let mut started = Vec::with_capacity(new.len());
         for index in new {
-            self.start(myself, role, index).await;
+            started.push(self.start(myself, role, index).await?);
+            if let Some(slot) = self.slots.get_mut(&(role, index)) {
+                slot.added = true;
+            }
         }
-        Ok(())
+        Ok(started)
     }
 
     /// Indices of the stages of a role that are to stay.
@@ -309,7 +424,11 @@ impl State {
             role,
             name: self.company.plan.name(role),
             index,
-            running: slot.face.is_some(),
+            state: match &slot.face {
+                None => StageState::Absent,
+                Some(_) if self.standstill.includes(role) => StageState::Paused,
+                Some(_) => StageState::Running,
+            },
             activity: slot.stage.pulse().activity(),
             age: slot.stage.pulse().age(),
             spent: slot.spent(),
@@ -322,6 +441,15 @@ impl State {
             overlap_ratio: if busy == 0 { 0.0 } else { overlapped as f64 / busy as f64 },
         }
     }
+}
+
+/// Waits for the engines of stages that were added.
+async fn all_started(started: Vec<Started>) -> Result<(), String> {
+    for stage in started {
+        // A stage that ended without a word has its reason among the failures.
+        stage.await.unwrap_or_else(|_| Err("a new stage ended before it had begun".to_owned()))?;
+    }
+    Ok(())
 }
 
 /// Answers a question; whoever no longer waits for the answer does not get it.

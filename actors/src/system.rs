@@ -12,7 +12,7 @@ use crate::{OrderError, Plan, Remote, Role};
 use ractor::Actor;
 use saddle_core::PolicyVersion;
 use saddle_flow::invariants::{self, Invariant};
-use saddle_flow::{Counts, EdgeStats, FlowError, Reason, Receiver, Stage};
+use saddle_flow::{Counts, EdgeStats, FlowError, Reason, Receiver, Snapshot, Stage};
 use saddle_telemetry::Telemetry;
 use saddle_training::Dual;
 use std::sync::Arc;
@@ -59,9 +59,11 @@ pub enum StartError {
 
 /// What a run leaves behind.
 #[derive(Debug)]
-pub struct Remains<L> {
+pub struct Remains<L, W> {
     /// The learner, unless it was lost.
     pub learner: Option<L>,
+    /// The newest weights that were published.
+    pub weights: Snapshot<PolicyVersion, W>,
     /// What became of the prompts.
     pub counts: Counts,
     /// Whether everything that was under way has ended (FLOW-4).
@@ -87,6 +89,10 @@ impl<E: Engines> System<E> {
             ledger: run.ledger.clone(),
             root: run.root.clone(),
             meters: Arc::clone(&run.meters),
+            is_learner_irreplaceable: {
+                let run = Arc::clone(&run);
+                Arc::new(move || !run.engines.can_remake_learner() && lock(&run.desk).engine.is_none())
+            },
         };
         let spawned = runtime.block_on(Actor::spawn(None, Supervisor, company));
         let (supervisor, supervised) = spawned.map_err(|error| control(&error))?;
@@ -101,7 +107,7 @@ impl<E: Engines> System<E> {
     pub fn next(&self, patience: Duration) -> Event {
         match self.updates.recv(&self.program.with_patience(patience)) {
             Ok(Some(update)) => {
-                self.run.meters.learnt(&update, &self.run.plan.constraints);
+                self.run.meters.learnt(&update);
                 Event::Updated(update)
             }
             Err(FlowError::Cancelled { reason, .. }) => Event::Stopped(reason),
@@ -184,11 +190,6 @@ impl<E: Engines> System<E> {
         self.run.weights.version()
     }
 
-    /// What the constraints' controllers know, looked at while they stand still.
-    pub fn look_at_duals<T>(&self, look: impl FnOnce(&[Dual]) -> T) -> T {
-        look(&lock(&self.run.duals))
-    }
-
     /// Where the control plane runs; a server may run there too.
     #[must_use]
     pub fn handle(&self) -> &Handle {
@@ -197,7 +198,7 @@ impl<E: Engines> System<E> {
 
     /// Ends every stage and waits for their threads, for at most `patience`.
     #[must_use]
-    pub fn finish(mut self, patience: Duration) -> Remains<E::Learner> {
+    pub fn finish(mut self, patience: Duration) -> Remains<E::Learner, E::Weights> {
         let in_order = !self.run.root.is_cancelled() && self.is_over();
         self.run.root.cancel("the run is over");
         if let Some(supervised) = self.supervised.take() {
@@ -213,7 +214,8 @@ impl<E: Engines> System<E> {
         let drained = invariants::drained(counts.open, left, available, total);
         // A drain that was cut short, by a second signal or a failure, owes nothing.
         invariants::check(Invariant::Flow4, drained || !in_order || !self.is_draining());
-        Remains { learner: lock(&self.run.desk).engine.take(), counts, drained }
+        let learner = lock(&self.run.desk).engine.take();
+        Remains { learner, weights: self.run.weights.newest(), counts, drained }
     }
 }
 

@@ -6,7 +6,7 @@
 use crate::engine::Verdict;
 use saddle_core::{PolicyVersion, Prompt, Rollout, ScoredRollout};
 use saddle_flow::{Cargo, FlowError, Hands, Sender, Snapshot, Stage, Ticket};
-use saddle_training::DualStep;
+use saddle_training::{DualStep, UpdateMetrics};
 use std::sync::Arc;
 
 /// Something made from a prompt.
@@ -96,15 +96,22 @@ pub(crate) fn send<T: Load>(sender: &Sender<Group<T>>, items: Vec<Item<T>>, stag
 pub(crate) enum CostReport {
     /// Costs of one constraint, scored while the weights of `version` were the newest.
     Scored { constraint: usize, version: PolicyVersion, costs: Vec<f32> },
-    /// The learner is about to update the weights of `version` with a batch that is so many versions old on average.
-    Step { version: PolicyVersion, delay_versions: f64 },
+    /// The learner asks for a step.
+    Step(StepRequest),
+}
+
+/// The learner is about to update the weights of `version` with a batch that is so many versions old on average.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct StepRequest {
+    pub(crate) version: PolicyVersion,
+    pub(crate) delay_versions: f64,
 }
 
 impl Cargo for CostReport {
     fn size_bytes(&self) -> usize {
         match self {
             Self::Scored { costs, .. } => size_of_val(costs.as_slice()),
-            Self::Step { .. } => 0,
+            Self::Step(_) => 0,
         }
     }
 }
@@ -119,7 +126,7 @@ pub struct Update {
     /// What each constraint's step went by, in the order of the constraints.
     pub constraints: Vec<DualStep>,
     /// What the learner tells.
-    pub metrics: Vec<(String, f64)>,
+    pub metrics: UpdateMetrics,
     /// How long the update took, its waits excluded.
     pub learn_seconds: f64,
 }

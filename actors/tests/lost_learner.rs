@@ -9,6 +9,7 @@ use saddle_actors::{Plan, System, follow};
 use saddle_core::{PolicyVersion, Prompt, PromptOrdinal, ScoredRollout};
 use saddle_flow::Outcome;
 use saddle_telemetry::Telemetry;
+use saddle_training::UpdateMetrics;
 use saddle_training::config::TrainConfig;
 use std::panic::resume_unwind;
 use std::sync::Arc;
@@ -31,7 +32,7 @@ struct Mortal {
 }
 
 impl Learn<()> for Mortal {
-    fn update(&mut self, rollouts: &[ScoredRollout], lambdas: &[f64]) -> Result<Vec<(String, f64)>, EngineError> {
+    fn update(&mut self, rollouts: &[ScoredRollout], lambdas: &[f64]) -> Result<UpdateMetrics, EngineError> {
         self.updates += 1;
         if self.updates == LOST_AT {
             resume_unwind(Box::new("out of memory"));
