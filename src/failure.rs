@@ -1,6 +1,7 @@
 //! How the program ends when it does not succeed: one message on standard error, and an exit code that says of what kind
 //! the failure is.
 
+use crate::console;
 use saddle_data::DataError;
 use saddle_libtorch::LibtorchError;
 use saddle_lm::LmError;
@@ -33,10 +34,26 @@ impl Failure {
         Self::Run(message.to_string())
     }
 
-    /// Prints the message and gives the exit code.
-    #[expect(clippy::print_stderr, reason = "the one place where a failure is shown")]
+    /// The same failure, with more to say.
+    pub(crate) fn and(self, more: &str) -> Self {
+        let add = |message| format!("{message}; {more}");
+        match self {
+            Self::Usage(message) => Self::Usage(add(message)),
+            Self::Environment(message) => Self::Environment(add(message)),
+            Self::Run(message) => Self::Run(add(message)),
+            Self::LimitBroken(message) => Self::LimitBroken(add(message)),
+            Self::Interrupted(message) => Self::Interrupted(add(message)),
+        }
+    }
+
+    /// Something that the machine lacks.
+    pub(crate) fn environment(message: impl std::fmt::Display) -> Self {
+        Self::Environment(message.to_string())
+    }
+
+    /// Shows the message and gives the exit code.
     pub(crate) fn report(&self) -> u8 {
-        eprintln!("saddle: {self}");
+        console::say(format!("saddle: {self}"));
         match self {
             Self::Usage(_) => 2,
             Self::Environment(_) => 3,
@@ -90,6 +107,7 @@ impl From<LmError> for Failure {
     fn from(error: LmError) -> Self {
         match error {
             LmError::Torch(_) => Self::Run(error.to_string()),
+            LmError::File { action, .. } if !matches!(action, "open" | "read") => Self::Environment(error.to_string()),
             error => Self::Usage(error.to_string()),
         }
     }
@@ -97,6 +115,9 @@ impl From<LmError> for Failure {
 
 impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
-        Self::Usage(error.to_string())
+        match error {
+            StoreError::Io { .. } => Self::Environment(error.to_string()),
+            error => Self::Usage(error.to_string()),
+        }
     }
 }

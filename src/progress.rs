@@ -1,12 +1,12 @@
 //! What a stage shows while it runs: a bar on a terminal, plain lines elsewhere, all on standard error; and the metrics
 //! log that it writes at the same time.
 
+use crate::console;
 use crate::failure::Failure;
-use indicatif::{ProgressBar, ProgressStyle};
+use crate::interrupt;
 use saddle_store::{MetricsLog, RunDirectory, StoreError};
 use saddle_training::Observer;
 use std::collections::BTreeMap;
-use std::io::IsTerminal;
 
 /// Plain lines that a stage prints from its first step to its last.
 const PLAIN_LINES: u64 = 10;
@@ -16,10 +16,14 @@ pub(crate) struct Progress {
     stage: &'static str,
     shown: &'static [&'static str],
     log: MetricsLog,
-    bar: Option<ProgressBar>,
     latest: BTreeMap<&'static str, f64>,
     waits: String,
-    failure: Option<StoreError>,
+    /// Rows of metrics that could not be written, with the first reason.
+    unwritten: Option<(u64, StoreError)>,
+    /// The last step, and how many there were to be.
+    steps: (u64, u64),
+    /// Whether the stage was told to leave before its last step.
+    leaves: bool,
 }
 
 impl Progress {
@@ -29,27 +33,46 @@ impl Progress {
         shown: &'static [&'static str],
         run: &RunDirectory,
     ) -> Result<Self, Failure> {
-        let bar = std::io::stderr().is_terminal().then(|| {
-            let style = "{prefix:>13} {bar:30} {pos:>5}/{len:5} {elapsed:>4} {msg}";
-            let style = ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar());
-            ProgressBar::no_length().with_style(style).with_prefix(stage)
-        });
         let log = run.start_metrics()?;
-        Ok(Self { stage, shown, log, bar, latest: BTreeMap::new(), waits: String::new(), failure: None })
+        let (latest, waits, unwritten, steps, leaves) = Default::default();
+        Ok(Self { stage, shown, log, latest, waits, unwritten, steps, leaves })
     }
 
-    /// Ends the display, and says if the log could not be written.
-    pub(crate) fn finish(self) -> Result<(), Failure> {
-        if let Some(bar) = &self.bar {
-            bar.abandon();
+    /// Ends the display of a stage whose model is saved in `run`. Says if metrics were lost, or if the stage was told to leave
+    /// before its last step.
+    pub(crate) fn finish(self, run: &RunDirectory) -> Result<(), Failure> {
+        console::end_bar();
+        if let Some((rows, error)) = self.unwritten {
+            return Err(Failure::Environment(format!("{rows} rows of metrics could not be written: {error}")));
         }
-        self.failure.map_or(Ok(()), |error| Err(error.into()))
+        let ((step, steps), path) = (self.steps, run.model_path());
+        let what = if self.stage == "train" { "update" } else { "step" };
+        match self.leaves && step < steps {
+            true => Err(Failure::Interrupted(format!(
+                "told to leave after {what} {step} of {steps}; its model is in {}",
+                path.display()
+            ))),
+            false => Ok(()),
+        }
+    }
+
+    /// The stage ends before its last step, because somebody told it to.
+    pub(crate) fn leave(&mut self) {
+        self.leaves = true;
     }
 
     fn line(&self, message: &str) {
-        match &self.bar {
-            Some(bar) => bar.println(format!("{:>13} {message}", self.stage)),
-            None => say(&format!("{:>13} {message}", self.stage)),
+        console::say(format!("{:>13} {message}", self.stage));
+    }
+
+    fn record(&mut self, step: u64, metrics: &[(&str, f64)]) {
+        let Err(error) = self.log.record(step, metrics) else { return };
+        match &mut self.unwritten {
+            Some((rows, _)) => *rows += 1,
+            None => {
+                self.line(&format!("ALARM metrics of step {step} could not be written; training goes on: {error}"));
+                self.unwritten = Some((1, error));
+            }
         }
     }
 }
@@ -57,9 +80,8 @@ impl Progress {
 impl Observer for Progress {
     fn step(&mut self, step: u64, steps: u64, metrics: &[(String, f64)]) {
         let named: Vec<(&str, f64)> = metrics.iter().map(|(name, value)| (name.as_str(), *value)).collect();
-        if let Err(error) = self.log.record(step, &named) {
-            self.failure.get_or_insert(error);
-        }
+        self.record(step, &named);
+        self.steps = (step, steps);
         for name in self.shown {
             if let Some((_, value)) = named.iter().find(|(known, _)| known == name) {
                 self.latest.insert(name, *value);
@@ -69,16 +91,10 @@ impl Observer for Progress {
         let shown = self.shown.iter().filter_map(latest);
         let waits = Some(std::mem::take(&mut self.waits)).filter(|waits| !waits.is_empty());
         let shown = shown.chain(waits).collect::<Vec<_>>().join("  ");
-        match &self.bar {
-            Some(bar) => {
-                bar.set_length(steps);
-                bar.set_message(shown);
-                bar.set_position(step);
-            }
-            None if step == steps || step.is_multiple_of(steps.div_ceil(PLAIN_LINES)) => {
-                self.line(&format!("{step}/{steps}  {shown}"))
-            }
-            None => {}
+        if console::has_bar() {
+            console::bar(self.stage, step, steps, shown);
+        } else if step == steps || step.is_multiple_of(steps.div_ceil(PLAIN_LINES)) {
+            self.line(&format!("{step}/{steps}  {shown}"));
         }
     }
 
@@ -89,10 +105,9 @@ impl Observer for Progress {
     fn note(&mut self, message: &str) {
         self.line(message);
     }
-}
 
-/// One line for the person at the terminal, on standard error.
-#[expect(clippy::print_stderr, reason = "the one place where progress is shown without a bar")]
-pub(crate) fn say(line: &str) {
-    eprintln!("{line}");
+    fn is_told_to_leave(&mut self) -> bool {
+        self.leaves |= interrupt::is_asked();
+        self.leaves
+    }
 }

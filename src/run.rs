@@ -8,6 +8,46 @@ use serde::Serialize;
 use std::path::Path;
 use tch::Device;
 
+/// [`begin`], unless an input of the run lies in the directory, which may be written over.
+pub(crate) fn begin_apart_from_inputs(
+    path: &Path,
+    overwrite: bool,
+    config: &impl Serialize,
+) -> Result<RunDirectory, Failure> {
+    let inside = std::fs::canonicalize(path).ok().and_then(|path| {
+        let mut inputs = inputs(&toml::Value::try_from(config).ok()?, "");
+        inputs.retain(|(_, input)| std::fs::canonicalize(input).is_ok_and(|input| input.starts_with(&path)));
+        inputs.into_iter().next()
+    });
+    match inside {
+        Some((key, input)) => Err(Failure::usage(format!(
+            "{key} = {input:?} lies in the run's own directory {}: name another directory by --run",
+            path.display()
+        ))),
+        None => begin(path, overwrite, config),
+    }
+}
+
+/// Files and directories that a configuration reads, with their keys.
+fn inputs(value: &toml::Value, key: &str) -> Vec<(String, String)> {
+    let under = |name: &str| if key.is_empty() { name.to_owned() } else { format!("{key}.{name}") };
+    match value {
+        toml::Value::Table(table) => table
+            .iter()
+            .flat_map(|(name, value)| match value {
+                toml::Value::String(path) if matches!(name.as_str(), "from" | "path" | "control_token_file") => {
+                    vec![(under(name), path.clone())]
+                }
+                value => inputs(value, &under(name)),
+            })
+            .collect(),
+        toml::Value::Array(values) => {
+            values.iter().enumerate().flat_map(|(place, value)| inputs(value, &format!("{key}[{place}]"))).collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
 /// Makes the run directory at `path` with the resolved `config` and the machine's facts in it.
 pub(crate) fn begin(path: &Path, overwrite: bool, config: &impl Serialize) -> Result<RunDirectory, Failure> {
     let run = if overwrite { RunDirectory::overwrite(path)? } else { RunDirectory::create(path)? };

@@ -2,6 +2,7 @@
 
 use comfy_table::{CellAlignment, Table, presets};
 use serde_json::{Map, Value, json};
+use std::io::Write;
 
 /// A table with a heading; every column but the first is set to the right.
 pub(crate) fn table(heading: &[&str], rows: &[Vec<String>]) -> String {
@@ -13,10 +14,9 @@ pub(crate) fn table(heading: &[&str], rows: &[Vec<String>]) -> String {
     table.to_string()
 }
 
-/// Prints `text` with a line end.
-#[expect(clippy::print_stdout, reason = "the one place where results are printed")]
+/// Prints `text` with a line end. A reader that is gone has nothing left to read.
 pub(crate) fn print(text: impl std::fmt::Display) {
-    println!("{text}");
+    let _ = writeln!(std::io::stdout(), "{text}");
 }
 
 /// Prints named figures: as JSON with the `details`, or as a table with the details above it.

@@ -1,9 +1,9 @@
 //! `saddle evaluate`: the policy of a training run against the one that it began as, on prompts that neither has seen.
 
 use crate::cli::EvaluateArgs;
+use crate::console::say;
 use crate::evaluation::{Comparison, Examiner};
 use crate::failure::Failure;
-use crate::progress::say;
 use crate::table::{print, table};
 use crate::{config, run};
 use saddle_data::{BadRowPolicy, Format, PromptRow, Source, read_prompts};
@@ -29,7 +29,7 @@ pub(super) fn evaluate(args: &EvaluateArgs) -> Result<(), Failure> {
         let model = PolicyModel::load(path, device)?;
         let rows = prompts(args, &config, &model)?;
         let count = args.responses.unwrap_or(rows.len());
-        say(&format!("     evaluate {count} answers of {} to {} prompts", path.display(), rows.len()));
+        say(format!("     evaluate {count} answers of {} to {} prompts", path.display(), rows.len()));
         let answers = examiner.answers(name, (&model.policy, &model.tokenizer), &rows, (decoding, count))?;
         responses.extend(answers.into_iter().map(|answer| answer.record));
     }

@@ -14,11 +14,12 @@ use crate::cli::{BenchCommand, Cli, Command, DoctorArgs, StageArgs, WorldArgs};
 use crate::failure::Failure;
 use crate::stages::StageResult;
 use crate::table::{print, print_result};
-use crate::{config, demo, reference, run, stages};
+use crate::{config, demo, interrupt, reference, run, stages};
 use saddle_data::world::{World, WorldConfig};
 use saddle_lm::ModelKind;
 use saddle_store::RunDirectory;
 use saddle_training::config::{DpoConfig, PreferenceConfig, SftConfig, Validate};
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::path::{Path, PathBuf};
@@ -60,7 +61,7 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
 }
 
 /// Runs one training stage in a run directory of its own and prints what it came to. Of a dry run nothing comes.
-fn stage<C: Serialize + DeserializeOwned + Validate, R: Into<StageResult>>(
+fn stage<C: Serialize + DeserializeOwned + JsonSchema + Validate, R: Into<StageResult>>(
     args: &StageArgs,
     name: &str,
     train: impl FnOnce(&C, &RunDirectory) -> Result<R, Failure>,
@@ -70,15 +71,18 @@ fn stage<C: Serialize + DeserializeOwned + Validate, R: Into<StageResult>>(
         print(run::to_toml(&config)?);
         return Ok(StageResult::default());
     }
+    interrupt::listen()?;
     let path = args.run.clone().unwrap_or_else(|| PathBuf::from("runs").join(name));
-    let run = run::begin(&path, args.overwrite, &config)?;
+    let run = run::begin_apart_from_inputs(&path, args.overwrite, &config)?;
     let result: StageResult = match train(&config, &run) {
         Ok(result) => result.into(),
         Err(failure) => {
-            run.remove_unless_begun()?;
+            // What failed first is what there is to tell.
+            let _ = if run.model_path().is_dir() { run.complete() } else { run.remove_unless_begun() };
             return Err(failure);
         }
     };
+    run.complete()?;
     let peak = saddle_store::peak_memory_bytes();
     let mut details =
         vec![("model", run.model_path().display().to_string()), ("weights_hash", weights_hash(&run.model_path())?)];

@@ -5,12 +5,12 @@ mod recipe;
 mod result;
 
 use crate::cli::DemoArgs;
+use crate::console::say;
 use crate::evaluation::gold_means;
 use crate::failure::Failure;
-use crate::progress::say;
-use crate::run;
 use crate::stages::{Watch, policy_training, score_model, supervised};
 use crate::table::print;
+use crate::{interrupt, run};
 use evaluation::evaluate;
 pub(crate) use recipe::DemoConfig;
 use result::DemoResult;
@@ -26,6 +26,7 @@ pub(crate) fn demo(args: &DemoArgs) -> Result<(), Failure> {
         print(run::to_toml(&config)?);
         return Ok(());
     }
+    interrupt::listen()?;
     let run = run::begin(&args.run, !args.keep, &config)?;
     let world = World::new(config.world.clone())?;
     world.write(&run.path().join("world"))?;
@@ -37,13 +38,17 @@ pub(crate) fn demo(args: &DemoArgs) -> Result<(), Failure> {
     };
     let sft = stage("sft", &|_| run::to_toml(&config.sft))?;
     let sft_figures = supervised(&config.sft, &sft)?;
+    sft.complete()?;
     let reward = stage("reward-model", &|_| run::to_toml(&config.reward_model))?;
     let reward_figures = score_model(ModelKind::Reward, &config.reward_model, &reward)?;
+    reward.complete()?;
     let cost = stage("cost-model", &|_| run::to_toml(&config.cost_model))?;
     let cost_figures = score_model(ModelKind::Cost, &config.cost_model, &cost)?;
+    cost.complete()?;
     let train = stage("train", &|_| run::to_toml(&config.train))?;
     let watch: Watch<'_> = &|row, rollouts, tokenizer| gold_means(&world, row, rollouts, tokenizer);
     let trained = policy_training(&config.train, &train, Some(watch))?;
+    train.complete()?;
 
     say("   evaluation answering the held-out prompts with the model before and after");
     let responses = evaluate(&config, &world, &run)?;
@@ -62,6 +67,7 @@ pub(crate) fn demo(args: &DemoArgs) -> Result<(), Failure> {
     );
     run.write_report(&result.report(&config, &run, &train, responses)?)?;
     result.write(&run)?;
+    run.complete()?;
     if args.json {
         print(result.to_json());
     } else {

@@ -4,15 +4,17 @@
 use super::waits::{Spent, spent, waits};
 use super::watched::Watched;
 use crate::failure::Failure;
-use crate::interrupt::Interrupt;
 use saddle_actors::model::ModelEngines;
-use saddle_actors::{Event, OrderError, Plan, Remote, Report, StartError, System, Update};
+use saddle_actors::{Event, OrderError, Plan, Remote, Report, StageState, StartError, System, Update};
+use saddle_core::PolicyVersion;
 use saddle_flow::Outcome;
+use saddle_lm::{LmError, Policy};
 use saddle_telemetry::{Command, CommandError, Control, ControlToken, Endpoints, Pause, Scale, Server, Telemetry};
 use saddle_training::config::TrainConfig;
-use saddle_training::{Dual, Learner, Observer, describe};
+use saddle_training::{BatchMetrics, Dual, Named, Observer, TrainingError};
 use serde_json::{Value, json};
 use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -24,12 +26,13 @@ const LEAVE: Duration = Duration::from_secs(60);
 
 /// What a training run came to.
 pub(super) struct Trained {
-    pub(super) learner: Learner,
-    /// Updates made, if it was asked to leave before the last.
-    pub(super) interrupted_after: Option<u64>,
+    pub(super) version: PolicyVersion,
+    pub(super) policy: Policy,
+    /// Why it ended early, unless it was told to leave. The policy is the newest there is.
+    pub(super) failure: Option<Failure>,
 }
 
-/// Trains over `engines` until the run has made its updates or is told to leave.
+/// Trains over `engines` until the run has made its updates, is told to leave, or fails.
 pub(super) fn train_asynchronously(
     config: &TrainConfig,
     engines: ModelEngines,
@@ -42,38 +45,45 @@ pub(super) fn train_asynchronously(
         StartError::Engine(error) => Failure::run(error),
         StartError::Control(message) => Failure::Environment(message),
     })?;
-    let followed = follow(config, &system, telemetry, token, observer);
+    // Whatever ends the run, what it has learnt is kept (LEAVE-1).
+    let followed = catch_unwind(AssertUnwindSafe(|| follow(config, &system, telemetry, token, observer)));
+    let followed =
+        followed.unwrap_or_else(|_| Err(Failure::run("a bug ended the run; please report the message above")));
     let remains = system.finish(LEAVE);
-    let interrupted_after = followed?;
     let counts = remains.counts;
     for outcome in [Outcome::DroppedStale, Outcome::Failed, Outcome::Quarantined] {
         if counts.ended(outcome) > 0 {
             observer.note(&format!("{} rollouts ended as {}", counts.ended(outcome), outcome.label()));
         }
     }
-    let learner = remains.learner.ok_or_else(|| Failure::run("the learner was lost with its weights"))?;
-    Ok(Trained { learner, interrupted_after })
+    let published = || remains.weights.value.take_view();
+    let (version, policy) = match &remains.learner {
+        Some(learner) => (learner.version(), learner.policy().snapshot()),
+        None => (remains.weights.version, published()),
+    };
+    let policy = policy.map_err(|error: LmError| Failure::from(TrainingError::from(error)))?;
+    Ok(Trained { version, policy, failure: followed.err() })
 }
 
-/// Follows the run to its end. Gives the updates made if it was told to leave.
+/// Follows the run to its end.
 fn follow(
     config: &TrainConfig,
     system: &System<ModelEngines>,
     telemetry: Arc<Telemetry>,
     token: Option<ControlToken>,
     observer: &mut Watched<'_>,
-) -> Result<Option<u64>, Failure> {
-    let interrupt = Interrupt::listen(system.handle())?;
+) -> Result<(), Failure> {
     let status = Arc::new(Mutex::new(Status::default()));
     let server = serve(config, system, telemetry, token, &status, observer)?;
     let mut accounts = Accounts::default();
     let mut told = false;
     let outcome = loop {
-        if interrupt.is_asked() {
+        if observer.is_told_to_leave() {
             system.drain();
         }
         if system.is_draining() && !told {
             told = true;
+            observer.leave();
             observer.note("told to leave: what is under way is ended; a second signal leaves at once");
         }
         match system.next(LOOK) {
@@ -82,7 +92,7 @@ fn follow(
                 observer.step(update.version.0, config.ppo.updates, &metrics);
             }
             Event::Nothing => {}
-            Event::Over => break Ok(system.is_draining().then(|| system.version().0)),
+            Event::Over => break Ok(()),
             Event::Stopped(reason) => break Err(Failure::run(reason)),
         }
         *lock(&status) = Status::of(system, observer.status());
@@ -113,7 +123,7 @@ fn serve(
         status: Box::new(
             move || json!({ "updates": updates, "run": lock(&shown).run.clone(), "limits": lock(&shown).limits.clone() }),
         ),
-        health: Box::new(move || lock(&asked).lacking.clone().map_or(Ok(()), Err)),
+        health: Box::new(move || lock(&asked).health.clone()),
         control: token.map(|token| control(token, system.remote().clone())),
     };
     let server = system.handle().block_on(Server::start(address, endpoints));
@@ -148,13 +158,18 @@ async fn obey(remote: &Remote, command: Command) -> Result<(), OrderError> {
 }
 
 /// What the server gives out, as of the last look.
-#[derive(Default)]
 struct Status {
     run: Value,
     /// Whether each limit is held, and the last evaluation.
     limits: Value,
-    /// A stage that is not there, in a sentence.
-    lacking: Option<String>,
+    /// How the run is, in a word; or which stage is not there, in a sentence.
+    health: Result<String, String>,
+}
+
+impl Default for Status {
+    fn default() -> Self {
+        Self { run: Value::Null, limits: Value::Null, health: Ok("starting".to_owned()) }
+    }
 }
 
 fn lock(status: &Mutex<Status>) -> MutexGuard<'_, Status> {
@@ -164,9 +179,14 @@ fn lock(status: &Mutex<Status>) -> MutexGuard<'_, Status> {
 impl Status {
     fn of(system: &System<ModelEngines>, limits: Value) -> Self {
         let report = observe(system);
-        let lacking = report.stages.iter().find(|stage| !stage.running);
-        let lacking = lacking.map(|stage| format!("{}-{} is not running", stage.name, stage.index));
-        Self { run: describe_run(system, &report), limits, lacking }
+        let lacking = report.stages.iter().find(|stage| stage.state == StageState::Absent);
+        let health = match lacking {
+            // One after the other has nothing more to do.
+            _ if system.is_draining() => Ok("draining".to_owned()),
+            Some(stage) => Err(format!("{}-{} is not running", stage.name, stage.index)),
+            None => Ok("ok".to_owned()),
+        };
+        Self { run: describe_run(system, &report), limits, health }
     }
 }
 
@@ -180,7 +200,8 @@ fn describe_run(system: &System<ModelEngines>, report: &Report) -> Value {
     let stages = report.stages.iter().map(|stage| {
         json!({
             "stage": format!("{}-{}", stage.name, stage.index),
-            "running": stage.running,
+            "running": stage.state != StageState::Absent,
+            "state": stage.state.label(),
             "activity": stage.activity.label(),
         })
     });
@@ -195,6 +216,7 @@ fn describe_run(system: &System<ModelEngines>, report: &Report) -> Value {
     let outcomes = Outcome::ALL.map(|outcome| (outcome.label().to_owned(), json!(counts.ended(outcome))));
     json!({
         "version": system.version().0,
+        "draining": system.is_draining(),
         "stages": stages.collect::<Vec<_>>(),
         "edges": edges.collect::<Vec<_>>(),
         "credits_available": credits_available,
@@ -226,12 +248,13 @@ impl Accounts {
         update: &Update,
         observer: &mut dyn Observer,
     ) -> Vec<(String, f64)> {
-        let mut metrics = system.look_at_duals(|duals| describe(&update.batch, duals));
+        let named = Named { only: update.constraints.len() == 1 };
+        let constraints = update.constraints.iter().map(|step| step.constraint.as_str());
+        let mut metrics = named.batch(&BatchMetrics::of(&update.batch, constraints));
         metrics.extend(observer.rollouts(&update.batch));
-        let only = update.constraints.len() == 1;
-        metrics.extend(update.constraints.iter().flat_map(|step| step.metrics(only)));
-        observer.constraints(update.version.0, &update.constraints);
-        metrics.extend(update.metrics.iter().cloned());
+        metrics.extend(named.steps(&update.constraints));
+        metrics.extend(named.update(&update.metrics));
+        observer.updated(update.version.0, &update.constraints, &update.metrics);
         let report = observe(system);
         let spent = spent(&report);
         for (name, (_, total)) in &spent {

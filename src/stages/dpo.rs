@@ -1,7 +1,8 @@
 //! `saddle dpo`.
 
 use super::labelled::{HELPFULNESS, Prepared};
-use super::{adapted, save_adapter};
+use super::saving::save_model;
+use super::{adapted, require_rows, save_adapter};
 use crate::failure::Failure;
 use crate::progress::Progress;
 use crate::run;
@@ -18,11 +19,12 @@ pub(crate) fn direct_preference(config: &DpoConfig, run: &RunDirectory) -> Resul
     let model = ModelSection { from: Some(config.policy.from.clone()), ..ModelSection::default() };
     let Prepared { start, train, held_out } =
         HELPFULNESS.prepare(&model, &config.data, (seed, device), &mut progress)?;
+    require_rows(config.optimizer.batch_rows, train.len())?;
     let policy = adapted(start.policy(device)?, config.lora.as_ref(), seed)?;
     let (policy, figures) =
         train_directly(policy, (train, held_out), &config.dpo, &config.optimizer, seed, &mut progress)?;
     save_adapter(&policy, Some(&config.policy.from), run)?;
-    PolicyModel::save(&policy, &start.tokenizer, &run.model_path())?;
-    progress.finish()?;
+    save_model(run, |path| Ok(PolicyModel::save(&policy, &start.tokenizer, path)?))?;
+    progress.finish(run)?;
     Ok(figures)
 }

@@ -4,7 +4,7 @@
 use saddle_core::ScoredRollout;
 use saddle_lm::ScoreRange;
 use saddle_training::config::{AlarmsSection, TrainConfig};
-use saddle_training::{Alarm, Turn};
+use saddle_training::{Alarm, Turn, UpdateMetrics};
 
 /// Watches one run.
 pub(super) struct Health {
@@ -60,28 +60,21 @@ impl Health {
         ratios
     }
 
-    /// Takes in the metrics of `update`. Returns what there is to tell.
-    pub(super) fn observe(&mut self, update: u64, metrics: &[(String, f64)]) -> Vec<String> {
-        let metric = |name: &str| metrics.iter().find(|(each, _)| each == name).map(|(_, value)| *value);
+    /// Takes in what `update` came to. Returns what there is to tell.
+    pub(super) fn observe(&mut self, update: u64, metrics: &UpdateMetrics) -> Vec<String> {
         let mut told = Vec::new();
-        if let Some(divergence) = metric("kl_current_reference") {
-            let bound = self.reference_kl_bound;
-            let within = divergence <= bound;
-            let turn = self.divergence.observe(update, !within);
-            let text =
-                format!("divergence from the reference is {divergence:.1} nats a response, the bound is {bound:.1}");
-            let remedy = "set shaping.reference_kl.target, or raise shaping.kl_coefficient";
-            told.extend(turn.and_then(|turn| tell(turn, &text, remedy)));
-        }
-        if let Some(entropy) = metric("entropy") {
-            let bound = self.section.entropy_ratio * *self.first_entropy.get_or_insert(entropy);
-            let varies = entropy >= bound;
-            let turn = self.entropy.observe(update, !varies);
-            let text =
-                format!("entropy is {entropy:.2} nats a token, the bound is {bound:.2}: the policy hardly varies");
-            let remedy = "set shaping.reference_kl.target, or raise shaping.kl_coefficient";
-            told.extend(turn.and_then(|turn| tell(turn, &text, remedy)));
-        }
+        let remedy = "set shaping.reference_kl.target, or raise shaping.kl_coefficient";
+        let (divergence, bound) = (metrics.kl.current_reference, self.reference_kl_bound);
+        let within = divergence <= bound;
+        let turn = self.divergence.observe(update, !within);
+        let text = format!("divergence from the reference is {divergence:.1} nats a response, the bound is {bound:.1}");
+        told.extend(turn.and_then(|turn| tell(turn, &text, remedy)));
+        let entropy = metrics.entropy;
+        let bound = self.section.entropy_ratio * *self.first_entropy.get_or_insert(entropy);
+        let varies = entropy >= bound;
+        let turn = self.entropy.observe(update, !varies);
+        let text = format!("entropy is {entropy:.2} nats a token, the bound is {bound:.2}: the policy hardly varies");
+        told.extend(turn.and_then(|turn| tell(turn, &text, remedy)));
         for Stream { name, range, alarm, ratio } in &mut self.streams {
             let Some(ScoreRange { low, high }) = range else { continue };
             let turn = alarm.observe(update, *ratio > self.section.score_range_ratio);

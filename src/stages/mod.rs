@@ -6,6 +6,7 @@ mod health;
 mod labelled;
 mod policy;
 mod prompts;
+mod saving;
 mod scorer;
 mod sft;
 mod waits;
@@ -55,6 +56,16 @@ fn save_adapter<H: DecoderHead>(model: &Decoder<H>, base: Option<&Path>, run: &R
         (Some(_), Some(base)) => Ok(write_adapter(&run.adapter_path(), model, base)?),
         _ => Ok(()),
     }
+}
+
+/// A step cannot have more rows than there are.
+fn require_rows(batch_rows: usize, rows: usize) -> Result<(), Failure> {
+    if batch_rows <= rows {
+        return Ok(());
+    }
+    Err(Failure::usage(format!(
+        "optimizer.batch_rows = {batch_rows} is more than the {rows} training rows that there are"
+    )))
 }
 
 fn note_skipped(skipped: &SkipCounts, observer: &mut dyn Observer) {

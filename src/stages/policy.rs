@@ -1,7 +1,8 @@
 //! `saddle train`.
 
-use super::asynchronous::train_asynchronously;
+use super::asynchronous::{Trained, train_asynchronously};
 use super::prompts::Prompts;
+use super::saving::save_model;
 use super::watched::{Watch, Watched};
 use super::{StageResult, note_skipped, note_too_long, save_adapter};
 use crate::evaluation::HeldOut;
@@ -9,13 +10,14 @@ use crate::failure::Failure;
 use crate::progress::Progress;
 use crate::run;
 use saddle_actors::model::ModelEngines;
+use saddle_core::{PolicyVersion, Prompt, PromptOrdinal, Rollout};
 use saddle_data::read_supervised;
-use saddle_lm::{ModelKind, Precision, Tokenizer};
+use saddle_lm::{DecodeSettings, ModelKind, Policy, Precision, Tokenizer, generate};
 use saddle_store::RunDirectory;
 use saddle_telemetry::{ControlToken, Telemetry};
 use saddle_training::config::TrainConfig;
 use saddle_training::{
-    CriticSet, Judges, Learner, Observer, PolicyModel, Ptx, Scorer, Sequence, Verdict, decode_settings,
+    CriticSet, Judges, Learner, Observer, PolicyModel, Ptx, Scorer, Sequence, TrainingError, Verdict, decode_settings,
     encode_supervised, train_synchronously,
 };
 use std::sync::Arc;
@@ -76,7 +78,8 @@ pub(crate) fn policy_training(
             .collect::<Result<_, _>>()?,
     };
     let tokenizer = Arc::new(tokenizer);
-    let (prompts, held_out) = Prompts::read(config, &tokenizer, &mut progress)?;
+    let (prompts, held_out) =
+        Prompts::read(config, &tokenizer, policy.config().max_position_embeddings, &mut progress)?;
     let prompts = Arc::new(prompts);
     let held_out = match held_out.is_empty() {
         true => None,
@@ -88,11 +91,12 @@ pub(crate) fn policy_training(
         std::iter::once(&judges.reward.model).chain(judges.costs.iter().map(|cost| &cost.model)).collect();
     let critics = CriticSet::new(&config.critics, config.lora.as_ref(), &scorers, config.run.seed, device)?;
     let settings = decode_settings(config, stop_tokens(&policy, &tokenizer)?);
+    let probe = Probe { prompt: prompts.prompt(PromptOrdinal(0)), settings: settings.clone() };
     let ptx = Ptx::new(read_ptx(config, &tokenizer, &mut progress)?);
-    let learner = Learner::new(config.clone(), policy, critics, ptx)?;
+    let mut learner = Learner::new(config.clone(), policy, critics, ptx)?;
     let shared = (Arc::clone(&prompts), Arc::clone(&tokenizer));
     let mut watched = Watched::new(config, ranges, progress, watch, shared, held_out.clone(), Arc::clone(&telemetry));
-    let (learner, interrupted_after) = if config.is_asynchronous() {
+    let trained = if config.is_asynchronous() {
         let drawn = Arc::clone(&prompts);
         let prompt = Box::new(move |ordinal| drawn.prompt(ordinal));
         let examine = Box::new(move |version, policy: &_| {
@@ -101,28 +105,59 @@ pub(crate) fn policy_training(
             }
         });
         let engines = ModelEngines::new(config.clone(), learner, judges, settings, prompt, examine);
-        let trained = train_asynchronously(config, engines, token, telemetry, &mut watched)?;
-        (trained.learner, trained.interrupted_after)
+        train_asynchronously(config, engines, token, telemetry, &mut watched)?
     } else {
         let prompt = |ordinal| prompts.prompt(ordinal);
-        (train_synchronously(config, learner, &judges, settings, prompt, &mut watched)?, None)
+        let trained = train_synchronously(config, &mut learner, &judges, settings, prompt, &mut watched);
+        let (version, policy) = (learner.version(), learner.policy().snapshot().map_err(TrainingError::from)?);
+        Trained { version, policy, failure: trained.err().map(Failure::from) }
     };
-    save_adapter(learner.policy(), Some(&config.policy.from), run)?;
-    PolicyModel::save(learner.policy(), &tokenizer, &run.model_path())?;
-    let verdicts = watched.judge(learner.version(), learner.policy());
+    let Trained { version, policy, failure } = trained;
+    if let Some(failure) = failure {
+        return Err(keep(failure, version, &policy, (&tokenizer, &probe), run));
+    }
+    save_adapter(&policy, Some(&config.policy.from), run)?;
+    save_model(run, |path| Ok(PolicyModel::save(&policy, &tokenizer, path)?))?;
+    let verdicts = watched.judge(version, &policy);
     run.write_verdicts(&verdicts)?;
     verdicts.iter().for_each(|verdict| watched.note(&verdict.to_string()));
     let result = result(&verdicts, &watched, run);
-    watched.finish()?;
-    match interrupted_after {
-        None => Ok(result),
-        Some(update) => {
-            let (updates, path) = (config.ppo.updates, run.model_path());
-            let path = path.display();
-            Err(Failure::Interrupted(format!(
-                "told to leave after update {update} of {updates}; its model is in {path}"
-            )))
-        }
+    watched.finish(run)?;
+    Ok(result)
+}
+
+/// A question to see whether a policy still answers.
+struct Probe {
+    prompt: Prompt,
+    settings: DecodeSettings,
+}
+
+impl Probe {
+    /// Whether the policy gives finite numbers.
+    fn is_answered(&self, version: PolicyVersion, policy: &Policy) -> bool {
+        let answers = generate(policy, version, vec![self.prompt.clone()], self.settings.clone(), 1);
+        let is_finite = |answer: &Rollout| answer.log_probs.iter().all(|log_prob| log_prob.is_finite());
+        answers.is_ok_and(|answers| answers.iter().all(is_finite))
+    }
+}
+
+/// Saves what a run that failed has learnt (LEAVE-1), unless nothing sound is left of it. Its failure, and where the model is.
+fn keep(
+    failure: Failure,
+    version: PolicyVersion,
+    policy: &Policy,
+    (tokenizer, probe): (&Tokenizer, &Probe),
+    run: &RunDirectory,
+) -> Failure {
+    if version == PolicyVersion(0) {
+        return failure;
+    }
+    if !probe.is_answered(version, policy) {
+        return failure.and(&format!("the policy of update {} gives no finite numbers, and was not saved", version.0));
+    }
+    match save_model(run, |path| Ok(PolicyModel::save(policy, tokenizer, path)?)) {
+        Ok(path) => failure.and(&format!("the policy of update {} is in {}", version.0, path.display())),
+        Err(error) => failure.and(&format!("the policy of update {} could not be saved: {error}", version.0)),
     }
 }
 

@@ -9,6 +9,9 @@ use saddle_training::config::{PromptsSection, TrainConfig};
 use saddle_training::{Observer, encode_prompt};
 use std::collections::HashMap;
 
+/// Most answers to one prompt in one update.
+const ANSWERS_TO_A_PROMPT: usize = 256;
+
 /// An endless sequence of prompts with their tokens.
 pub(super) struct Prompts {
     /// Each from its place on, until the next one's.
@@ -19,14 +22,24 @@ pub(super) struct Prompts {
 
 impl Prompts {
     /// The prompts that `config` trains on and those that it keeps out of training: of either those that the tokenizer's
-    /// template accepts and that are short enough.
+    /// template accepts and that are short enough for a policy of `context_tokens`.
     pub(super) fn read(
         config: &TrainConfig,
         tokenizer: &Tokenizer,
+        context_tokens: usize,
         observer: &mut dyn Observer,
     ) -> Result<(Self, Vec<PromptRow>), Failure> {
         let (seed, evaluation) = (config.run.seed, &config.evaluation);
-        let mut usable = |sources: &[Source]| usable(sources, &config.prompts, tokenizer, seed, observer);
+        let max_new_tokens = config.generation.max_new_tokens;
+        if max_new_tokens >= context_tokens {
+            return Err(Failure::usage(format!(
+                "generation.max_new_tokens = {max_new_tokens} leaves no room for a prompt: the policy takes {context_tokens} tokens"
+            )));
+        }
+        // A response has at least one token.
+        let max_tokens = config.prompts.max_tokens.min(context_tokens - 1);
+        let section = PromptsSection { max_tokens, ..config.prompts.clone() };
+        let mut usable = |sources: &[Source]| usable(sources, &section, tokenizer, seed, observer);
         let train = usable(&config.prompts.train)?;
         let (train, held_out): (Vec<_>, Vec<_>) = match evaluation.prompts.as_slice() {
             [] => train
@@ -38,6 +51,13 @@ impl Prompts {
             return Err(Failure::usage(
                 "prompts: no prompt is left to use; look at prompts.max_tokens and evaluation.held_out_ratio",
             ));
+        }
+        let (batch, most) = (config.ppo.batch_rollouts, ANSWERS_TO_A_PROMPT * train.len());
+        if batch > most {
+            return Err(Failure::usage(format!(
+                "ppo.batch_rollouts = {batch} asks {} prompts more than {ANSWERS_TO_A_PROMPT} times each in one update: at most {most}",
+                train.len()
+            )));
         }
         let mut prompts = Self { streams: Vec::new(), tokens: HashMap::new() };
         prompts.draw_from(PromptOrdinal(0), train, seed)?;

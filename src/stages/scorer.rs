@@ -1,7 +1,8 @@
 //! `saddle reward-model` and `saddle cost-model`.
 
 use super::labelled::{HARMLESSNESS, HELPFULNESS, Prepared};
-use super::{adapted, save_adapter};
+use super::saving::save_model;
+use super::{adapted, require_rows, save_adapter};
 use crate::failure::Failure;
 use crate::progress::Progress;
 use crate::run;
@@ -26,6 +27,7 @@ pub(crate) fn score_model(
         Progress::start(stage, &["loss", "pair_accuracy", "held_out_loss", "held_out_pair_accuracy"], run)?;
     let Prepared { start, train, held_out } =
         material.prepare(&config.model, &config.data, (seed, device), &mut progress)?;
+    require_rows(config.optimizer.batch_rows, train.len())?;
     let model = adapted(start.score_model(seed, device)?, config.lora.as_ref(), seed)?;
     let trained =
         train_scorer(model, kind, (&train, &held_out), &config.preference, &config.optimizer, seed, &mut progress)?;
@@ -37,7 +39,7 @@ pub(crate) fn score_model(
         score_range: Some(trained.score_range),
     };
     save_adapter(&scorer.model, config.model.from.as_deref(), run)?;
-    scorer.save(&run.model_path())?;
-    progress.finish()?;
+    save_model(run, |path| Ok(scorer.save(path)?))?;
+    progress.finish(run)?;
     Ok(trained.held_out)
 }

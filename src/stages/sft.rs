@@ -1,7 +1,8 @@
 //! `saddle sft`.
 
 use super::labelled::{DEMONSTRATIONS, Prepared};
-use super::{adapted, save_adapter};
+use super::saving::save_model;
+use super::{adapted, require_rows, save_adapter};
 use crate::failure::Failure;
 use crate::progress::Progress;
 use crate::run;
@@ -16,10 +17,11 @@ pub(crate) fn supervised(config: &SftConfig, run: &RunDirectory) -> Result<Vec<(
     let mut progress = Progress::start("sft", &["loss", "held_out_loss"], run)?;
     let Prepared { start, train, held_out } =
         DEMONSTRATIONS.prepare(&config.model, &config.data, (seed, device), &mut progress)?;
+    require_rows(config.optimizer.batch_rows, train.len())?;
     let policy = adapted(start.policy(device)?, config.lora.as_ref(), seed)?;
     let (policy, figures) = train_supervised(policy, &train, &held_out, &config.optimizer, seed, &mut progress)?;
     save_adapter(&policy, config.model.from.as_deref(), run)?;
-    PolicyModel::save(&policy, &start.tokenizer, &run.model_path())?;
-    progress.finish()?;
+    save_model(run, |path| Ok(PolicyModel::save(&policy, &start.tokenizer, path)?))?;
+    progress.finish(run)?;
     Ok(figures)
 }

@@ -9,10 +9,10 @@ use crate::progress::Progress;
 use saddle_core::{PolicyVersion, PromptOrdinal, ScoredRollout};
 use saddle_data::PromptRow;
 use saddle_lm::{Policy, ScoreRange, Tokenizer};
-use saddle_store::{EvaluationRecord, Figures};
+use saddle_store::{EvaluationRecord, Figures, RunDirectory};
 use saddle_telemetry::{Telemetry, catalogue};
 use saddle_training::config::{EvaluationSection, TrainConfig};
-use saddle_training::{CostFigure, DualStep, LimitWatch, Observer, Verdict, constraint_metric};
+use saddle_training::{CostFigure, DualStep, LimitWatch, Named, Observer, UpdateMetrics, Verdict};
 use serde_json::{Value, json};
 use std::sync::Arc;
 
@@ -92,8 +92,14 @@ impl<'a> Watched<'a> {
         (self.best, self.last.as_ref())
     }
 
-    pub(super) fn finish(self) -> Result<(), Failure> {
-        self.progress.finish()
+    /// [`Progress::leave`].
+    pub(super) fn leave(&mut self) {
+        self.progress.leave();
+    }
+
+    /// [`Progress::finish`].
+    pub(super) fn finish(self, run: &RunDirectory) -> Result<(), Failure> {
+        self.progress.finish(run)
     }
 
     /// For `/v1/status`.
@@ -154,21 +160,21 @@ fn described(record: &EvaluationRecord, best: bool) -> String {
 
 /// An evaluation among the metrics of the row that comes next.
 fn held_out_metrics(record: &EvaluationRecord) -> Vec<(String, f64)> {
-    let only = record.all.constraints.len() == 1;
+    let names = Named { only: record.all.constraints.len() == 1 };
     let mut metrics = vec![
         ("held_out_version".to_owned(), record.version as f64),
         ("held_out_reward".to_owned(), record.all.reward.mean),
         ("held_out_reward_stderr".to_owned(), record.all.reward.standard_error),
     ];
     for (name, cost) in &record.all.constraints {
-        let named = |metric: &str| constraint_metric(metric, name, only);
+        let named = |metric: &str| names.constraint(metric, name);
         metrics.push((named("held_out_cost"), cost.cost.mean));
         metrics.push((named("held_out_cost_stderr"), cost.cost.standard_error));
         metrics.push((named("held_out_unsafe_ratio"), cost.unsafe_ratio.mean));
     }
     let by_kind = |(kind, figures): (&String, &Figures)| -> Vec<(String, f64)> {
         let cost = |(name, cost): (&String, &saddle_store::ConstraintFigures)| {
-            let named = |metric: &str| format!("{}_{kind}", constraint_metric(metric, name, only));
+            let named = |metric: &str| names.constraint_kind(metric, name, kind);
             [(named("held_out_cost"), cost.cost.mean), (named("held_out_unsafe_ratio"), cost.unsafe_ratio.mean)]
         };
         figures.constraints.iter().flat_map(cost).collect()
@@ -179,9 +185,6 @@ fn held_out_metrics(record: &EvaluationRecord) -> Vec<(String, f64)> {
 
 impl Observer for Watched<'_> {
     fn step(&mut self, step: u64, steps: u64, metrics: &[(String, f64)]) {
-        for told in self.health.observe(step, metrics) {
-            self.progress.note(&told);
-        }
         self.take_news();
         let own = std::mem::take(&mut self.metrics);
         self.progress.step(step, steps, &[metrics, &own].concat());
@@ -197,7 +200,10 @@ impl Observer for Watched<'_> {
         metrics
     }
 
-    fn constraints(&mut self, update: u64, steps: &[DualStep]) {
+    fn updated(&mut self, update: u64, steps: &[DualStep], metrics: &UpdateMetrics) {
+        for told in self.health.observe(update, metrics) {
+            self.progress.note(&told);
+        }
         for (limit, step) in self.limits.iter_mut().zip(steps) {
             for told in limit.observe(update, step) {
                 self.progress.note(&told);
@@ -218,5 +224,9 @@ impl Observer for Watched<'_> {
 
     fn note(&mut self, message: &str) {
         self.progress.note(message);
+    }
+
+    fn is_told_to_leave(&mut self) -> bool {
+        self.progress.is_told_to_leave()
     }
 }

@@ -81,8 +81,8 @@ pub(in crate::commands) fn train(args: &BenchTrainArgs) -> Result<(), Failure> {
         settings.limits = TAIL.iter().map(|part| ((args.new_tokens as f64 * part) as usize).max(4)).collect();
     }
     let floor = floor(args, &policy, &critics.trained_numbers(), &settings.limits)?;
-    let learner = Learner::new(config.clone(), policy, critics, Ptx::default())?;
-    train_synchronously(&config, learner, &judges, settings, prompt, &mut clock)?;
+    let mut learner = Learner::new(config.clone(), policy, critics, Ptx::default())?;
+    train_synchronously(&config, &mut learner, &judges, settings, prompt, &mut clock)?;
     let names = PARTS.iter().chain(&LEARN_PARTS).enumerate();
     let part = |part: usize| super::median(clock.rows.iter().map(|row| row[part]).collect());
     let mut figures: Vec<(String, f64)> = names.map(|(index, name)| ((*name).to_owned(), part(index))).collect();
