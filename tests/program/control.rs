@@ -10,16 +10,16 @@ use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-const TOKEN: &str = "0123456789abcdef0123456789abcdef";
-const SERVED: &str = "--set telemetry.address=127.0.0.1:0 --set telemetry.control_token_file=token";
+pub(crate) const TOKEN: &str = "0123456789abcdef0123456789abcdef";
+pub(crate) const SERVED: &str = "--set telemetry.address=127.0.0.1:0 --set telemetry.control_token_file=token";
 
-fn write_token(bench: &Workbench, mode: u32) {
+pub(crate) fn write_token(bench: &Workbench, mode: u32) {
     bench.write("token", format!("{TOKEN}\n"));
     std::fs::set_permissions(bench.path("token"), Permissions::from_mode(mode)).expect("the mode can be set");
 }
 
 /// Status code and JSON of the answer to a control request.
-fn post(address: &str, path: &str, token: &str, body: &Value) -> (u16, Value) {
+pub(crate) fn post(address: &str, path: &str, token: &str, body: &Value) -> (u16, Value) {
     let mut stream = TcpStream::connect(address).expect("the server listens");
     let body = body.to_string();
     let headers = format!("host: {address}\r\nauthorization: Bearer {token}\r\ncontent-length: {}", body.len());

@@ -1,5 +1,6 @@
 //! The program as its users have it: the real binary, its own command line, real models, tiny.
 
+mod architecture;
 mod asynchronous;
 mod bad_input;
 mod control;
@@ -14,6 +15,7 @@ mod judge;
 mod limit;
 mod lora;
 mod memory;
+mod rough_use;
 mod stages;
 mod telemetry;
 mod workbench;
