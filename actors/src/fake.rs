@@ -3,9 +3,8 @@
 
 use crate::Role;
 use crate::engine::{Cache, EngineError, Engines, Generate, Learn, Score, Verdict};
-use crate::shared::lock;
 use saddle_core::{Finish, PolicyVersion, Prompt, PromptOrdinal, Rollout, ScoredRollout};
-use saddle_flow::Snapshot;
+use saddle_flow::{Snapshot, lock};
 use saddle_training::UpdateMetrics;
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};

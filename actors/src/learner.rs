@@ -5,16 +5,16 @@
 //! its rollout never too old; the drop is the guarantee.
 //!
 //! The order matters. The batch is settled first, so that nobody else can end its prompts; then comes the update; then its
-//! weights are published, which is the moment that counts; then the program is told; then the desk is cleared and the
-//! batch's credits go back. So with a clear desk the program has been told, or the stage that should have was lost before.
+//! weights are published, which is the moment that counts; then the program is told; then the batch is cleared away and its
+//! credits go back. So with no batch pending the program has been told, or the stage that should have was lost before.
 
-use crate::desk::Settled;
 use crate::engine::{EngineError, Engines, Learn};
-use crate::shared::{Next, Run, StageError, Work, lock};
+use crate::pending_batch::Settled;
+use crate::shared::{Next, Run, StageError, Work};
 use crate::work::{CostReport, Group, Item, Published, StepRequest, Update};
 use saddle_core::{PolicyVersion, PromptOrdinal, ScoredRollout};
 use saddle_flow::invariants::{self, Invariant};
-use saddle_flow::{FlowError, Outcome, Receiver, Sender, Stage};
+use saddle_flow::{FlowError, Outcome, Receiver, Sender, Stage, lock};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -109,7 +109,7 @@ impl<E: Engines> Learner<E> {
         }
     }
 
-    /// Ends the prompts of a batch and puts it on the desk. Where one of them is void, the others go back.
+    /// Ends the prompts of a batch and keeps it as the pending one. Where one of them is void, the others go back.
     fn settle(&mut self, items: Vec<Item<ScoredRollout>>, version: PolicyVersion) -> Result<(), EngineError> {
         let few = self.run.plan.minimum_rollouts.max(1);
         if items.len() < few {
@@ -123,12 +123,12 @@ impl<E: Engines> Learner<E> {
         self.check(&items, version);
         let (tickets, rollouts): (Vec<_>, Vec<_>) = items.into_iter().map(|item| (item.ticket, item.load)).unzip();
         let lags: Vec<u64> = rollouts.iter().map(|each| version.0 - oldest(each, version).0).collect();
-        let mut desk = lock(&self.run.desk);
+        let mut pending = lock(&self.run.pending);
         let Ok(credits) = self.run.ledger.settle_all(tickets, Outcome::Trained) else { return Ok(()) };
         let delay_versions = lags.iter().sum::<u64>() as f64 / lags.len() as f64;
-        desk.batch = Some(Arc::new(Settled { version, rollouts: Arc::new(rollouts), delay_versions }));
-        desk.credits = credits;
-        drop(desk);
+        pending.batch = Some(Arc::new(Settled { version, rollouts: Arc::new(rollouts), delay_versions }));
+        pending.credits = credits;
+        drop(pending);
         lags.into_iter().for_each(|lag| self.run.meters.consumed(lag));
         Ok(())
     }
@@ -148,14 +148,14 @@ impl<E: Engines> Learner<E> {
         }
     }
 
-    /// Updates with the batch on the desk, and publishes.
+    /// Updates with the pending batch, and publishes.
     fn update(&mut self, settled: &Settled, stage: &Stage) -> Result<(), StageError> {
         let (run, version) = (&self.run, settled.version);
         self.costs
             .send(CostReport::Step(StepRequest { version, delay_versions: settled.delay_versions }), stage)
             .map_err(FlowError::from)?;
         let multipliers = run.multipliers.wait_newer(version.0, stage)?.value;
-        let engine = lock(&run.desk).engine.take();
+        let engine = lock(&run.pending).engine.take();
         let mut engine = engine.map_or_else(|| run.engines.learner(version), Ok)?;
         let start = stage.clock().now();
         let learnt = engine.update(&settled.rollouts, &multipliers.values())?;
@@ -168,7 +168,7 @@ impl<E: Engines> Learner<E> {
             return Err(FlowError::Cancelled { at: stage.name().into(), reason }.into());
         }
         run.weights.publish(version.next(), weights)?;
-        lock(&run.desk).put_back(engine, version);
+        lock(&run.pending).put_back(engine, version);
         let (batch, constraints) = (Arc::clone(&settled.rollouts), multipliers.steps.clone());
         let update = Update { version: version.next(), batch, constraints, metrics: learnt, learn_seconds };
         self.updates.send(update, stage).map_err(FlowError::from)?;
@@ -181,7 +181,7 @@ impl<E: Engines> Learner<E> {
     }
 
     fn clear(&self, version: PolicyVersion) {
-        let credits = lock(&self.run.desk).clear(version);
+        let credits = lock(&self.run.pending).clear(version);
         drop(credits);
     }
 }
@@ -193,7 +193,7 @@ fn oldest(scored: &ScoredRollout, version: PolicyVersion) -> PolicyVersion {
 impl<E: Engines> Work for Learner<E> {
     fn step(&mut self, stage: &Stage) -> Result<Next, StageError> {
         let version = self.run.weights.version();
-        let settled = lock(&self.run.desk).batch.clone();
+        let settled = lock(&self.run.pending).batch.clone();
         if let Some(settled) = settled {
             if settled.version == version {
                 self.update(&settled, stage)?;

@@ -1,5 +1,5 @@
 //! The asynchronous system: every compute stage is a named thread that owns its tensors, beside a small actor that is its
-//! control face.
+//! control actor.
 //!
 //! ```text
 //! source ─▶ generator ×N ─┬▶ reward ×M ────┐
@@ -12,18 +12,17 @@
 //! | file | what it is |
 //! |---|---|
 //! | `source` `generator` `scorer` `join` `multiplier` `learner` `evaluator` | one stage each: what it does in a step |
-//! | `stage_host` | a stage's thread and its control face |
+//! | `stage_host` | a stage's thread and its control actor |
 //! | `supervisor` `restarts` `standstill` | who replaces, scales, pauses and ends |
 //! | [`Remote`] | commands to them |
 //! | [`engine`] | what stages compute with, as traits; [`model`] over tensors, [`fake`] over time with its [`faults`] |
 //! | `harness` | one actor alone, under a manual clock, in tests |
-//! | `desk` | what the learner works on, kept apart from its thread |
+//! | `pending_batch` | what the learner works on, kept apart from its thread |
 //! | `wiring` [`System`] | how stages are put together; a run from start to end |
 //!
 //! Data goes by the edges of `saddle-flow`, bounded and with tickets, so that a stage may fail at any step: its prompts go
 //! back to the source. Actors carry commands only. With η = 0 the run follows the synchronous schedule to the bit (STALE-3).
 
-mod desk;
 pub mod engine;
 mod evaluator;
 pub mod fake;
@@ -37,6 +36,7 @@ mod messages;
 mod meters;
 pub mod model;
 mod multiplier;
+mod pending_batch;
 mod plan;
 mod remote;
 mod restarts;

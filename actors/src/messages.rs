@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
 
-/// To a stage's control face.
+/// To a stage's control actor.
 #[derive(Debug)]
 pub(crate) enum Control {
     /// Stand still before the next step, or go on.
@@ -62,8 +62,8 @@ impl Cause {
     }
 }
 
-/// What a control face is started with.
-pub(crate) struct Casting {
+/// What a control actor is started with.
+pub(crate) struct StageArgs {
     pub(crate) stage: Stage,
     pub(crate) index: usize,
     pub(crate) start: Start,
@@ -161,8 +161,8 @@ pub struct StageFailure {
     pub reason: Reason,
 }
 
-/// A stage's thread tells its face; the supervisor tells the face. Both only ever cast.
-pub(crate) fn tell(face: &ActorRef<Control>, message: Control) {
-    // A face that is gone has nobody left to tell.
-    let _ = face.send_message(message);
+/// A stage's thread tells its control actor, as the supervisor does. Both only ever cast.
+pub(crate) fn tell(actor: &ActorRef<Control>, message: Control) {
+    // An actor that is gone has nobody left to tell.
+    let _ = actor.send_message(message);
 }

@@ -138,7 +138,7 @@ impl Meters {
             catalogue::ACTOR_HEARTBEAT.of(telemetry, [&stage.name, &index]).set(beat);
         }
         catalogue::OVERLAP.of(telemetry, []).set(report.overlap_ratio);
-        let mut known = crate::shared::lock(&self.violations);
+        let mut known = saddle_flow::lock(&self.violations);
         for (known, invariant) in known.iter_mut().zip(Invariant::ALL) {
             let count = violations(invariant);
             let metric = catalogue::INVARIANT_VIOLATIONS.of(telemetry, [invariant.number()]);

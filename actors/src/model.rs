@@ -10,9 +10,8 @@
 
 use crate::Role;
 use crate::engine::{Cache, EngineError, Engines, Generate, Learn, Score, Verdict};
-use crate::shared::lock;
 use saddle_core::{PolicyVersion, Prompt, PromptOrdinal, Rollout, ScoredRollout};
-use saddle_flow::Snapshot;
+use saddle_flow::{Snapshot, lock};
 use saddle_libtorch::{LibtorchError, streams};
 use saddle_lm::{
     DecodeSettings, Decoder, DecoderHead, DecodingBatch, DecodingWeights, LmError, Normalizer, Policy, ScoreModel,

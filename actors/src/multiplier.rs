@@ -5,10 +5,10 @@
 //! reads. What it knows, and the step that is due, outlive its thread. DUAL-1 and DUAL-2 are checked at each step.
 
 use crate::engine::Engines;
-use crate::shared::{Multipliers, Next, Run, StageError, Work, lock};
+use crate::shared::{Multipliers, Next, Run, StageError, Work};
 use crate::work::{CostReport, StepRequest};
 use saddle_flow::invariants::{self, Invariant};
-use saddle_flow::{Receiver, Stage};
+use saddle_flow::{Receiver, Stage, lock};
 use saddle_training::DualStep;
 use std::sync::Arc;
 

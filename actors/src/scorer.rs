@@ -121,7 +121,7 @@ mod tests {
         let void = items[0].ticket.attempt();
         responses.send(Group(items), &stage).unwrap();
         // As the supervisor does with what a hung stage has in hand.
-        harness.run.ledger.revoke(stage.hands());
+        harness.run.ledger.revoke(stage.held());
         scorer.step(&stage).unwrap();
         let CostReport::Scored { costs: reported, constraint: 0, .. } = costs.try_recv(&stage).unwrap() else {
             panic!("no costs were reported");

@@ -1,14 +1,14 @@
 //! What all stages of a run share.
 
-use crate::desk::Desk;
 use crate::engine::{EngineError, Engines, Learn};
 use crate::meters::Meters;
+use crate::pending_batch::PendingBatch;
 use crate::work::StepRequest;
 use crate::{Plan, Role};
 use saddle_core::{PolicyVersion, PromptOrdinal};
 use saddle_flow::{Cancel, Credits, FlowError, Latest, Ledger};
 use saddle_training::{Dual, DualStep};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 /// The multipliers that an update reads.
 #[derive(Clone, Debug, Default)]
@@ -35,7 +35,7 @@ pub(crate) struct Run<E: Engines> {
     pub(crate) duals: Mutex<Vec<Dual>>,
     /// The step that the learner waits for, until it is made: a multiplier that is lost inside it leaves it to its successor.
     pub(crate) due: Mutex<Option<StepRequest>>,
-    pub(crate) desk: Mutex<Desk<E::Learner>>,
+    pub(crate) pending: Mutex<PendingBatch<E::Learner>>,
     pub(crate) meters: Arc<Meters>,
     /// Ends every stage.
     pub(crate) root: Cancel,
@@ -56,7 +56,7 @@ impl<E: Engines> Run<E> {
             multipliers: Latest::new("multipliers", 0, Multipliers::default()),
             duals: Mutex::new(duals),
             due: Mutex::new(None),
-            desk: Mutex::new(Desk::new(learner)),
+            pending: Mutex::new(PendingBatch::new(learner)),
             meters,
             root: Cancel::new(),
             drain: Cancel::new(),
@@ -100,8 +100,3 @@ pub(crate) type Start = Arc<dyn Fn(usize) -> Result<Box<dyn Work>, StageError> +
 
 /// The starts of all roles.
 pub(crate) type Starts = std::collections::BTreeMap<Role, Start>;
-
-/// Locks state that is whole between statements.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}

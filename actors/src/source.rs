@@ -73,7 +73,7 @@ impl<E: Engines> Source<E> {
             }
         };
         let mut item = Item { ticket: drawn.ticket, load: drawn.prompt };
-        item.ticket.pass_to(Some(stage.hands()));
+        item.ticket.pass_to(Some(stage.held()));
         Ok(item)
     }
 

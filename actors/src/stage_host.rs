@@ -1,11 +1,11 @@
-//! A stage's thread and its control face.
+//! A stage's thread and its control actor.
 //!
 //! The thread makes the stage's work, with the tensors in it, and runs it step by step; a panic in a step is caught and
-//! becomes the end of the face, which the supervisor hears of. The face is an actor: it can be told to pause, resume and
+//! becomes the end of its control actor, which the supervisor hears of. That one can be told to pause, resume and
 //! stop. To observe takes no message: the stage's pulse is shared.
 
 use crate::engine::EngineError;
-use crate::messages::{Casting, Cause, Control, Exit, Failure, tell};
+use crate::messages::{Cause, Control, Exit, Failure, StageArgs, tell};
 use crate::shared::{Next, StageError, Start, Work};
 use crate::standstill::Standstill;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
@@ -15,23 +15,23 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread;
 use tokio::sync::oneshot;
 
-/// The control face.
-pub(crate) struct Face;
+/// The control actor.
+pub(crate) struct StageActor;
 
-/// What a face knows of its thread.
+/// What a control actor knows of its thread.
 pub(crate) struct Thread {
     stage: Stage,
     /// Whether to stand still, by the number of times that this was said.
     pause: Latest<u64, bool>,
 }
 
-impl Actor for Face {
+impl Actor for StageActor {
     type Msg = Control;
     type State = Thread;
-    type Arguments = Casting;
+    type Arguments = StageArgs;
 
-    async fn pre_start(&self, myself: ActorRef<Control>, casting: Casting) -> Result<Thread, ActorProcessingErr> {
-        let Casting { stage, index, start, paused, standstill, ready } = casting;
+    async fn pre_start(&self, myself: ActorRef<Control>, args: StageArgs) -> Result<Thread, ActorProcessingErr> {
+        let StageArgs { stage, index, start, paused, standstill, ready } = args;
         let pause = Latest::new("pause", 0, paused);
         let thread = Thread { stage: stage.clone(), pause: pause.clone() };
         thread::Builder::new().name(stage.name().to_owned()).spawn(move || {

@@ -1,7 +1,7 @@
 //! Whether stages wait in vain because somebody paused others: then nobody is to lose patience.
 
 use crate::Role;
-use crate::shared::lock;
+use saddle_flow::lock;
 use std::collections::BTreeSet;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};

@@ -7,12 +7,12 @@
 //! anew. A learner that nobody could take over from is told of, waited for, and given up much later.
 
 use crate::messages::{
-    Casting, Cause, Control, Failure, Order, Report, StageFailure, StageReport, StageState, Started, tell,
+    Cause, Control, Failure, Order, Report, StageArgs, StageFailure, StageReport, StageState, Started, tell,
 };
 use crate::meters::Meters;
 use crate::restarts::Restarts;
 use crate::shared::Starts;
-use crate::stage_host::Face;
+use crate::stage_host::StageActor;
 use crate::standstill::Standstill;
 use crate::{Plan, Role};
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, RpcReplyPort, SupervisionEvent};
@@ -35,7 +35,7 @@ const LOOK: Duration = Duration::from_millis(100);
 const LATE: Duration = Duration::from_secs(2);
 
 /// What the supervisor goes by.
-pub(crate) struct Company {
+pub(crate) struct SupervisorArgs {
     pub(crate) plan: Plan,
     pub(crate) starts: Starts,
     pub(crate) ledger: Ledger,
@@ -48,9 +48,9 @@ pub(crate) struct Company {
 /// The actor.
 pub(crate) struct Supervisor;
 
-/// The company at work.
+/// The stages at work.
 pub(crate) struct State {
-    company: Company,
+    args: SupervisorArgs,
     slots: BTreeMap<(Role, usize), Slot>,
     standstill: Arc<Standstill>,
     failures: VecDeque<StageFailure>,
@@ -68,7 +68,7 @@ pub(crate) struct State {
 struct Slot {
     stage: Stage,
     /// None while it waits for its restart, and after it has ended.
-    face: Option<ActorRef<Control>>,
+    actor: Option<ActorRef<Control>>,
     restarts: Restarts,
     /// How often it was started: an order to restart is for one of these.
     generation: u64,
@@ -82,16 +82,16 @@ struct Slot {
 }
 
 impl Slot {
-    /// Parts with the face, and books the time of its thread until now.
-    fn lose_face(&mut self) -> Option<ActorRef<Control>> {
+    /// Parts with the actor, and books the time of its thread until now.
+    fn lose_actor(&mut self) -> Option<ActorRef<Control>> {
         self.stage.pulse().beat();
-        self.face.take()
+        self.actor.take()
     }
 
     fn spent(&self) -> [Duration; 4] {
         let pulse = self.stage.pulse();
-        // Once the face is gone, time no longer passes for its thread.
-        let current = match self.face {
+        // Once the actor is gone, time no longer passes for its thread.
+        let current = match self.actor {
             Some(_) => pulse.spent_until_now(),
             None => Activity::ALL.map(|activity| pulse.spent(activity)),
         };
@@ -104,14 +104,14 @@ impl Slot {
 impl Actor for Supervisor {
     type Msg = Order;
     type State = State;
-    type Arguments = Company;
+    type Arguments = SupervisorArgs;
 
-    async fn pre_start(&self, myself: ActorRef<Order>, company: Company) -> Result<State, ActorProcessingErr> {
-        let stages = company.plan.stages();
+    async fn pre_start(&self, myself: ActorRef<Order>, args: SupervisorArgs) -> Result<State, ActorProcessingErr> {
+        let stages = args.plan.stages();
         let (slots, standstill, failures) = Default::default();
         let now = Instant::now();
         let mut state = State {
-            company,
+            args,
             slots,
             standstill,
             failures,
@@ -135,7 +135,7 @@ impl Actor for Supervisor {
         match order {
             Order::Check => state.check(&myself),
             Order::Restart { role, index, generation } => {
-                let due = |slot: &Slot| slot.generation == generation && slot.face.is_none();
+                let due = |slot: &Slot| slot.generation == generation && slot.actor.is_none();
                 if !state.is_over() && state.slots.get(&(role, index)).is_some_and(due) {
                     state.start_or_end(&myself, role, index).await;
                 }
@@ -189,53 +189,53 @@ impl Actor for Supervisor {
 
 impl State {
     fn is_over(&self) -> bool {
-        self.company.root.is_cancelled()
+        self.args.root.is_cancelled()
     }
 
-    fn faces(&self, role: Role) -> impl Iterator<Item = &ActorRef<Control>> {
-        self.slots.iter().filter(move |((each, _), _)| *each == role).filter_map(|(_, slot)| slot.face.as_ref())
+    fn actors_of(&self, role: Role) -> impl Iterator<Item = &ActorRef<Control>> {
+        self.slots.iter().filter(move |((each, _), _)| *each == role).filter_map(|(_, slot)| slot.actor.as_ref())
     }
 
     /// Lets the stages of a role stand still, or go on. Nobody stands still while the run drains, which would not end.
     fn pause(&mut self, role: Role, paused: bool) {
         let paused = paused && !self.is_draining;
         self.standstill.set(role, paused, Instant::now());
-        for face in self.faces(role) {
-            tell(face, Control::Pause(paused));
+        for actor in self.actors_of(role) {
+            tell(actor, Control::Pause(paused));
         }
     }
 
     /// [`State::start`] of a stage that the run cannot do without.
     async fn start_or_end(&mut self, myself: &ActorRef<Order>, role: Role, index: usize) {
         if let Err(reason) = self.start(myself, role, index).await {
-            self.company.root.cancel(reason);
+            self.args.root.cancel(reason);
         }
     }
 
     /// Starts a stage in its place, which is made if it is new. What is returned tells when its engine is ready.
     async fn start(&mut self, myself: &ActorRef<Order>, role: Role, index: usize) -> Result<Started, String> {
-        let start = self.company.starts.get(&role).cloned();
-        let start = start.ok_or_else(|| format!("there is no {}", self.company.plan.name(role)))?;
-        let name = format!("{}-{index}", self.company.plan.name(role));
-        let stage = Stage::new(name, self.company.root.child(), self.company.plan.patience());
+        let start = self.args.starts.get(&role).cloned();
+        let start = start.ok_or_else(|| format!("there is no {}", self.args.plan.name(role)))?;
+        let name = format!("{}-{index}", self.args.plan.name(role));
+        let stage = Stage::new(name, self.args.root.child(), self.args.plan.patience());
         let (paused, standstill) = (self.standstill.includes(role), Arc::clone(&self.standstill));
         let (ready, started) = oneshot::channel();
-        let casting = Casting { stage: stage.clone(), index, start, paused, standstill, ready };
-        let spawned = Actor::spawn_linked(None, Face, casting, myself.get_cell()).await;
-        let (face, _) = spawned.map_err(|error| format!("{} cannot be started: {error}", stage.name()))?;
+        let args = StageArgs { stage: stage.clone(), index, start, paused, standstill, ready };
+        let spawned = Actor::spawn_linked(None, StageActor, args, myself.get_cell()).await;
+        let (actor, _) = spawned.map_err(|error| format!("{} cannot be started: {error}", stage.name()))?;
         match self.slots.get_mut(&(role, index)) {
             Some(slot) => {
                 slot.spent_before = slot.spent();
                 slot.stage = stage;
-                slot.face = Some(face);
+                slot.actor = Some(actor);
                 slot.generation += 1;
                 slot.told = false;
             }
             None => {
                 let slot = Slot {
                     stage,
-                    face: Some(face),
-                    restarts: Restarts::new(&self.company.plan.supervision),
+                    actor: Some(actor),
+                    restarts: Restarts::new(&self.args.plan.supervision),
                     generation: 0,
                     retired: false,
                     added: false,
@@ -248,11 +248,11 @@ impl State {
         Ok(started)
     }
 
-    /// The place whose face has ended; none for a stage that was replaced because it hung.
+    /// The place whose actor has ended; none for a stage that was replaced because it hung.
     fn leave(&mut self, cell: &ActorCell) -> Option<(Role, usize)> {
-        let is_it = |slot: &Slot| slot.face.as_ref().is_some_and(|face| face.get_id() == cell.get_id());
+        let is_it = |slot: &Slot| slot.actor.as_ref().is_some_and(|actor| actor.get_id() == cell.get_id());
         let (&place, slot) = self.slots.iter_mut().find(|(_, slot)| is_it(slot))?;
-        slot.lose_face();
+        slot.lose_actor();
         Some(place)
     }
 
@@ -275,17 +275,17 @@ impl State {
             _ if self.is_over() => {}
             Some(backoff) => {
                 self.restarts += 1;
-                self.company.meters.restarted(&self.company.plan.name(role), cause);
+                self.args.meters.restarted(&self.args.plan.name(role), cause);
                 // It fires once, or the actor is gone.
                 drop(myself.send_after(backoff, move || Order::Restart { role, index, generation }));
             }
             None if curable => {
-                let section = &self.company.plan.supervision;
+                let section = &self.args.plan.supervision;
                 let (limit, window) = (section.restarts, section.window_seconds);
                 let text = format!("{stage} failed more than {limit} times within {window} s, the last time: {reason}");
-                self.company.root.cancel(text);
+                self.args.root.cancel(text);
             }
-            None => self.company.root.cancel(format!("{stage}: {reason}")),
+            None => self.args.root.cancel(format!("{stage}: {reason}")),
         }
     }
 
@@ -299,7 +299,7 @@ impl State {
     /// A place that is no more.
     fn forget(&mut self, place: (Role, usize)) {
         self.slots.remove(&place);
-        self.company.meters.removed(&self.company.plan.name(place.0), place.1);
+        self.args.meters.removed(&self.args.plan.name(place.0), place.1);
     }
 
     /// Replaces stages that hang, and measures.
@@ -308,51 +308,51 @@ impl State {
         if now.saturating_duration_since(std::mem::replace(&mut self.last_look, now)) > LATE {
             self.judged_from = now;
         }
-        let limit = seconds(self.company.plan.supervision.heartbeat_seconds);
+        let limit = seconds(self.args.plan.supervision.heartbeat_seconds);
         let judged = now.saturating_duration_since(self.judged_from);
         let silence = |slot: &Slot| {
             let pulse = slot.stage.pulse();
-            let is_busy = slot.face.is_some() && pulse.activity() == Activity::Busy;
+            let is_busy = slot.actor.is_some() && pulse.activity() == Activity::Busy;
             if is_busy { pulse.age().min(judged) } else { Duration::ZERO }
         };
         let silent = self.slots.iter().map(|(&place, slot)| (place, silence(slot)));
         let hung: Vec<_> = silent.filter(|(_, silence)| *silence > limit).collect();
         for (place, silence) in hung {
-            if place.0 == Role::Learner && (self.company.is_learner_irreplaceable)() {
+            if place.0 == Role::Learner && (self.args.is_learner_irreplaceable)() {
                 self.wait_for_learner(place, silence);
                 continue;
             }
             let Some(slot) = self.slots.get_mut(&place) else { continue };
             let reason: Arc<str> = format!("hung: no sign of life for {} s", limit.as_secs_f64()).into();
             slot.stage.cancel().cancel(Arc::clone(&reason));
-            self.company.ledger.revoke(slot.stage.hands());
-            if let Some(face) = slot.lose_face() {
-                face.get_cell().unlink(myself.get_cell());
-                face.stop(None);
+            self.args.ledger.revoke(slot.stage.held());
+            if let Some(actor) = slot.lose_actor() {
+                actor.get_cell().unlink(myself.get_cell());
+                actor.stop(None);
             }
             self.failed(myself, place, Failure { cause: Cause::Hang, reason, curable: true });
         }
         let busy = |wanted: fn(Role) -> bool| {
             self.slots.iter().any(|((role, _), slot)| {
-                wanted(*role) && slot.face.is_some() && slot.stage.pulse().activity() == Activity::Busy
+                wanted(*role) && slot.actor.is_some() && slot.stage.pulse().activity() == Activity::Busy
             })
         };
         if busy(|role| role == Role::Learner) {
             self.looks.0 += 1;
             self.looks.1 += u64::from(busy(|role| role == Role::Generator));
         }
-        self.company.meters.look(&self.report());
+        self.args.meters.look(&self.report());
         self.end_if_nothing_is_learnt();
         self.end_when_alone(myself);
     }
 
     /// A run none of whose prompts comes to anything would draw more for ever.
     fn end_if_nothing_is_learnt(&self) {
-        let counts = self.company.ledger.counts();
-        let limit = FAILED_BATCHES * self.company.plan.batch_rollouts as u64;
+        let counts = self.args.ledger.counts();
+        let limit = FAILED_BATCHES * self.args.plan.batch_rollouts as u64;
         let failed = counts.ended(Outcome::Failed) + counts.ended(Outcome::Quarantined);
         if counts.ended(Outcome::Trained) == 0 && failed >= limit && !self.is_draining {
-            self.company.root.cancel(format!(
+            self.args.root.cancel(format!(
                 "the first {failed} prompts gave no response to learn from: they leave no room for one, or stages failed on them; look at prompts.max_tokens and generation.max_new_tokens, and at the failures of the stages"
             ));
         }
@@ -363,29 +363,29 @@ impl State {
     fn wait_for_learner(&mut self, place: (Role, usize), silence: Duration) {
         let Some(slot) = self.slots.get_mut(&place) else { return };
         let stage: Arc<str> = slot.stage.name().into();
-        let (silent, limit) = (silence.as_secs(), seconds(self.company.plan.supervision.heartbeat_seconds));
+        let (silent, limit) = (silence.as_secs(), seconds(self.args.plan.supervision.heartbeat_seconds));
         if !std::mem::replace(&mut slot.told, true) {
             let reason = format!("no sign of life for {silent} s; waited for, since nobody can take over its update");
             self.remember(StageFailure { stage: Arc::clone(&stage), cause: Cause::Hang, reason: reason.into() });
         }
-        if silence > limit + self.company.plan.patience() {
-            self.company.root.cancel(format!("{stage} hung: no sign of life for {silent} s"));
+        if silence > limit + self.args.plan.patience() {
+            self.args.root.cancel(format!("{stage} hung: no sign of life for {silent} s"));
         }
     }
 
     /// Once the run is over and no stage is left, so is the supervisor.
     fn end_when_alone(&self, myself: &ActorRef<Order>) {
-        if self.is_over() && self.slots.values().all(|slot| slot.face.is_none()) {
+        if self.is_over() && self.slots.values().all(|slot| slot.actor.is_none()) {
             myself.stop(None);
         }
     }
 
     /// Has so many stages of a role. Returns what tells of the engines of those that are new.
     async fn scale(&mut self, myself: &ActorRef<Order>, role: Role, count: usize) -> Result<Vec<Started>, String> {
-        if !role.is_scalable() || !self.company.starts.contains_key(&role) {
-            return Err(format!("there is one {} only", self.company.plan.name(role)));
+        if !role.is_scalable() || !self.args.starts.contains_key(&role) {
+            return Err(format!("there is one {} only", self.args.plan.name(role)));
         }
-        if self.company.plan.in_lockstep() {
+        if self.args.plan.in_lockstep() {
             return Err("with staleness 0 there is one stage of each kind".to_owned());
         }
         if !(1..=STAGES_LIMIT).contains(&count) {
@@ -395,8 +395,8 @@ impl State {
         for &index in places.iter().skip(count) {
             if let Some(slot) = self.slots.get_mut(&(role, index)) {
                 slot.retired = true;
-                match &slot.face {
-                    Some(face) => tell(face, Control::Stop("scaled down".into())),
+                match &slot.actor {
+                    Some(actor) => tell(actor, Control::Stop("scaled down".into())),
                     None => self.forget((role, index)),
                 }
             }
@@ -422,9 +422,9 @@ impl State {
     fn report(&self) -> Report {
         let stages = self.slots.iter().map(|(&(role, index), slot)| StageReport {
             role,
-            name: self.company.plan.name(role),
+            name: self.args.plan.name(role),
             index,
-            state: match &slot.face {
+            state: match &slot.actor {
                 None => StageState::Absent,
                 Some(_) if self.standstill.includes(role) => StageState::Paused,
                 Some(_) => StageState::Running,

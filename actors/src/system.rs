@@ -4,15 +4,15 @@
 use crate::engine::{EngineError, Engines};
 use crate::messages::Report;
 use crate::meters::Meters;
-use crate::shared::{Run, lock};
-use crate::supervisor::{Company, Supervisor};
+use crate::shared::Run;
+use crate::supervisor::{Supervisor, SupervisorArgs};
 use crate::wiring::{Wiring, wire};
 use crate::work::Update;
 use crate::{OrderError, Plan, Remote, Role};
 use ractor::Actor;
 use saddle_core::PolicyVersion;
 use saddle_flow::invariants::{self, Invariant};
-use saddle_flow::{Counts, EdgeStats, FlowError, Reason, Receiver, Snapshot, Stage};
+use saddle_flow::{Counts, EdgeStats, FlowError, Reason, Receiver, Snapshot, Stage, lock};
 use saddle_telemetry::Telemetry;
 use saddle_training::Dual;
 use std::sync::Arc;
@@ -83,7 +83,7 @@ impl<E: Engines> System<E> {
         let runtime = runtime.map_err(|error| control(&error))?;
         let Wiring { starts, edges, updates } = wire(&run);
         run.meters.watch(run.credits.clone(), edges.clone());
-        let company = Company {
+        let args = SupervisorArgs {
             plan: run.plan.clone(),
             starts,
             ledger: run.ledger.clone(),
@@ -91,10 +91,10 @@ impl<E: Engines> System<E> {
             meters: Arc::clone(&run.meters),
             is_learner_irreplaceable: {
                 let run = Arc::clone(&run);
-                Arc::new(move || !run.engines.can_remake_learner() && lock(&run.desk).engine.is_none())
+                Arc::new(move || !run.engines.can_remake_learner() && lock(&run.pending).engine.is_none())
             },
         };
-        let spawned = runtime.block_on(Actor::spawn(None, Supervisor, company));
+        let spawned = runtime.block_on(Actor::spawn(None, Supervisor, args));
         let (supervisor, supervised) = spawned.map_err(|error| control(&error))?;
         let program = Stage::new("program", run.root.child(), run.plan.patience());
         let remote =
@@ -124,7 +124,7 @@ impl<E: Engines> System<E> {
     fn is_over(&self) -> bool {
         let drained = self.run.drain.is_cancelled() && self.run.ledger.counts().open == 0;
         let done = self.run.is_over() || drained;
-        let told = lock(&self.run.desk).batch.is_none();
+        let told = lock(&self.run.pending).batch.is_none();
         done && told && self.updates.stats().read().items == 0
     }
 
@@ -214,7 +214,7 @@ impl<E: Engines> System<E> {
         let drained = invariants::drained(counts.open, left, available, total);
         // A drain that was cut short, by a second signal or a failure, owes nothing.
         invariants::check(Invariant::Flow4, drained || !in_order || !self.is_draining());
-        let learner = lock(&self.run.desk).engine.take();
+        let learner = lock(&self.run.pending).engine.take();
         Remains { learner, weights: self.run.weights.newest(), counts, drained }
     }
 }

@@ -107,19 +107,19 @@ fn start<E: Engines, W: Work + 'static>(
     Arc::new(move |index| {
         run.engines.enter(role)?;
         let work = make(&run, index)?;
-        Ok(Box::new(Heralded { run: Arc::clone(&run), role, index, work }))
+        Ok(Box::new(Announced { run: Arc::clone(&run), role, index, work }))
     })
 }
 
 /// Work that tells the engines of each step before it is made.
-struct Heralded<E: Engines, W> {
+struct Announced<E: Engines, W> {
     run: Arc<Run<E>>,
     role: Role,
     index: usize,
     work: W,
 }
 
-impl<E: Engines, W: Work> Work for Heralded<E, W> {
+impl<E: Engines, W: Work> Work for Announced<E, W> {
     fn step(&mut self, stage: &Stage) -> Result<Next, StageError> {
         self.run.engines.before_step(self.role, self.index);
         self.work.step(stage)

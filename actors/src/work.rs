@@ -5,7 +5,7 @@
 
 use crate::engine::Verdict;
 use saddle_core::{PolicyVersion, Prompt, Rollout, ScoredRollout};
-use saddle_flow::{Cargo, FlowError, Hands, Sender, Snapshot, Stage, Ticket};
+use saddle_flow::{Cargo, FlowError, HeldTickets, Sender, Snapshot, Stage, Ticket};
 use saddle_training::{DualStep, UpdateMetrics};
 use std::sync::Arc;
 
@@ -71,8 +71,8 @@ impl<T: Load> Cargo for Group<T> {
         self.0.iter().map(|item| item.load.size_bytes()).sum()
     }
 
-    fn pass_to(&mut self, hands: Option<&Hands>) {
-        self.0.iter_mut().for_each(|item| item.ticket.pass_to(hands));
+    fn pass_to(&mut self, held: Option<&HeldTickets>) {
+        self.0.iter_mut().for_each(|item| item.ticket.pass_to(held));
     }
 }
 

@@ -5,17 +5,18 @@ use super::{Answer, Examiner, figures};
 use crate::failure::Failure;
 use saddle_core::PolicyVersion;
 use saddle_data::PromptRow;
+use saddle_flow::lock;
 use saddle_lm::{Policy, Tokenizer};
 use saddle_store::{Decoding, EvaluationLog, EvaluationRecord, RunDirectory, SampleRecord};
 use saddle_training::config::TrainConfig;
 use saddle_training::{Judges, PolicyModel};
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 /// Examines policies of one run. Shared between the thread that examines and the one that tells: news are collected, and
 /// taken by who tells them.
 pub(crate) struct HeldOut {
-    desk: Mutex<Desk>,
+    evaluation: Mutex<Evaluation>,
     news: Mutex<Vec<News>>,
     tokenizer: Arc<Tokenizer>,
 }
@@ -29,7 +30,7 @@ pub(crate) enum News {
     Trouble(String),
 }
 
-struct Desk {
+struct Evaluation {
     examiner: Examiner,
     rows: Vec<PromptRow>,
     run: RunDirectory,
@@ -48,13 +49,14 @@ impl HeldOut {
         run: &RunDirectory,
     ) -> Result<Self, Failure> {
         let examiner = Examiner::over(config, judges)?;
-        let desk = Desk { examiner, rows, run: run.clone(), log: run.start_evaluations()?, best_reward: None };
-        Ok(Self { desk: Mutex::new(desk), news: Mutex::default(), tokenizer })
+        let evaluation =
+            Evaluation { examiner, rows, run: run.clone(), log: run.start_evaluations()?, best_reward: None };
+        Ok(Self { evaluation: Mutex::new(evaluation), news: Mutex::default(), tokenizer })
     }
 
     /// Examines the policy of `version`. What comes of it is among the news.
     pub(crate) fn examine(&self, version: PolicyVersion, policy: &Policy) {
-        let news = match lock(&self.desk).examine(version, policy, &self.tokenizer) {
+        let news = match lock(&self.evaluation).examine(version, policy, &self.tokenizer) {
             Ok((record, best)) => News::Evaluated { record, best },
             Err(failure) => News::Trouble(format!("the evaluation of version {version} gave nothing: {failure}")),
         };
@@ -67,7 +69,7 @@ impl HeldOut {
     }
 }
 
-impl Desk {
+impl Evaluation {
     fn examine(
         &mut self,
         version: PolicyVersion,
@@ -100,8 +102,4 @@ impl Desk {
         }
         Ok((record, best))
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -7,7 +7,7 @@ use crate::failure::Failure;
 use saddle_actors::model::ModelEngines;
 use saddle_actors::{Event, OrderError, Plan, Remote, Report, StageState, StartError, System, Update};
 use saddle_core::PolicyVersion;
-use saddle_flow::Outcome;
+use saddle_flow::{Outcome, lock};
 use saddle_lm::{LmError, Policy};
 use saddle_telemetry::{Command, CommandError, Control, ControlToken, Endpoints, Pause, Scale, Server, Telemetry};
 use saddle_training::config::TrainConfig;
@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// Between two looks at the signals.
@@ -170,10 +170,6 @@ impl Default for Status {
     fn default() -> Self {
         Self { run: Value::Null, limits: Value::Null, health: Ok("starting".to_owned()) }
     }
-}
-
-fn lock(status: &Mutex<Status>) -> MutexGuard<'_, Status> {
-    status.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Status {

@@ -4,7 +4,8 @@
 use divan::{Bencher, black_box};
 use saddle_core::{Prompt, PromptOrdinal};
 use saddle_flow::{
-    Attempt, Cancel, Cargo, Credits, EdgeSpec, Hands, Join, Ledger, Outcome, Receiver, Sender, Stage, Ticket, edge,
+    Attempt, Cancel, Cargo, Credits, EdgeSpec, HeldTickets, Join, Ledger, Outcome, Receiver, Sender, Stage, Ticket,
+    edge,
 };
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::sync::Arc;
@@ -36,8 +37,8 @@ impl Cargo for Work {
         self.prompt.tokens.len() * size_of::<i64>()
     }
 
-    fn pass_to(&mut self, hands: Option<&Hands>) {
-        self.ticket.pass_to(hands);
+    fn pass_to(&mut self, held: Option<&HeldTickets>) {
+        self.ticket.pass_to(held);
     }
 }
 

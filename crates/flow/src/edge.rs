@@ -8,7 +8,7 @@
 use crate::edge_stats::{EdgeObserver, EdgeStats};
 use crate::invariants::{self, Invariant};
 use crate::waiting::Wait;
-use crate::{Activity, FlowError, Hands, Stage, lock};
+use crate::{Activity, FlowError, HeldTickets, Stage, lock};
 use std::collections::VecDeque;
 use std::fmt;
 use std::num::NonZeroUsize;
@@ -22,10 +22,10 @@ pub trait Cargo: Send {
     /// Its size, for the edge's capacity in bytes: what it owns beyond itself counts, what it shares does not.
     fn size_bytes(&self) -> usize;
 
-    /// Passes its tickets on, with [`Ticket::pass_to`](crate::Ticket::pass_to): into the hands of the stage that received
+    /// Passes its tickets on, with [`Ticket::pass_to`](crate::Ticket::pass_to): into those held by the stage that received
     /// it, or out of the sender's. Called under the edge's lock. An item without tickets leaves this as it is.
-    fn pass_to(&mut self, hands: Option<&Hands>) {
-        let _ = hands;
+    fn pass_to(&mut self, held: Option<&HeldTickets>) {
+        let _ = held;
     }
 }
 
@@ -140,7 +140,7 @@ impl<T: Cargo> Receiver<T> {
     /// # Errors
     /// [`FlowError::Cancelled`] or [`FlowError::Deadline`].
     pub fn recv(&self, stage: &Stage) -> Result<Option<T>, FlowError> {
-        self.wait(stage).on_thread(|| self.0.take(stage.hands()), |wait| self.0.starved(wait))
+        self.wait(stage).on_thread(|| self.0.take(stage.held()), |wait| self.0.starved(wait))
     }
 
     /// [`Receiver::recv`] for a task. Giving up the future loses nothing.
@@ -148,14 +148,14 @@ impl<T: Cargo> Receiver<T> {
     /// # Errors
     /// Those of [`Receiver::recv`].
     pub async fn recv_async(&self, stage: &Stage) -> Result<Option<T>, FlowError> {
-        self.wait(stage).in_task(|| self.0.take(stage.hands()), |wait| self.0.starved(wait)).await
+        self.wait(stage).in_task(|| self.0.take(stage.held()), |wait| self.0.starved(wait)).await
     }
 
     /// Takes the next item if one is there: how a stage fills its batch after the first [`Receiver::recv`]. A cancelled
     /// stage gets none.
     #[must_use]
     pub fn try_recv(&self, stage: &Stage) -> Option<T> {
-        if stage.cancel().is_cancelled() { None } else { self.0.take(stage.hands()).flatten() }
+        if stage.cancel().is_cancelled() { None } else { self.0.take(stage.held()).flatten() }
     }
 
     /// The edge's counters.
@@ -217,12 +217,12 @@ impl<T: Cargo> Edge<T> {
     }
 
     /// Takes the next item; `Some(None)` if there will be none, `None` while there is none.
-    fn take(&self, hands: &Hands) -> Option<Option<T>> {
+    fn take(&self, held: &HeldTickets) -> Option<Option<T>> {
         let mut queue = lock(&self.queue);
         let Some((mut item, bytes)) = queue.items.pop_front() else {
             return (queue.closed || queue.senders == 0).then_some(None);
         };
-        item.pass_to(Some(hands));
+        item.pass_to(Some(held));
         queue.bytes -= bytes;
         self.stats.received.fetch_add(1, Ordering::Relaxed);
         self.publish(&queue);

@@ -10,7 +10,7 @@
 
 use crate::invariants::{self, Invariant};
 use crate::waiting::Wait;
-use crate::{Activity, Attempt, Credit, Drawn, FlowError, Hands, Stage, Ticket, lock};
+use crate::{Activity, Attempt, Credit, Drawn, FlowError, HeldTickets, Stage, Ticket, lock};
 use saddle_core::{Prompt, PromptOrdinal};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -173,8 +173,8 @@ impl Ledger {
     }
 
     /// Takes back everything that a stage has in hand, as failures: it hangs and is replaced. Returns how many attempts.
-    pub fn revoke(&self, hands: &Hands) -> usize {
-        hands.attempts().into_iter().filter(|&attempt| self.0.come_back(attempt, true)).count()
+    pub fn revoke(&self, held: &HeldTickets) -> usize {
+        held.attempts().into_iter().filter(|&attempt| self.0.come_back(attempt, true)).count()
     }
 
     /// Begins the drain: no prompt is handed out any more, and one that comes back, or waits, ends as failed. What is under

@@ -38,7 +38,7 @@ mod credits;
 mod edge;
 mod edge_stats;
 mod error;
-mod hands;
+mod held_tickets;
 pub mod invariants;
 mod join;
 mod latest;
@@ -54,7 +54,7 @@ pub use credits::{Credit, Credits};
 pub use edge::{Cargo, EdgeSpec, Receiver, Sender, Unsent, edge};
 pub use edge_stats::{EdgeCounts, EdgeObserver, EdgeStats};
 pub use error::FlowError;
-pub use hands::Hands;
+pub use held_tickets::HeldTickets;
 pub use join::{Expired, Join, Refused};
 pub use latest::{Latest, Snapshot};
 pub use ledger::{Counts, Ledger, LedgerObserver, Outcome};
@@ -66,6 +66,6 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Locks state that is whole after every statement: nothing of a caller's runs under these locks, so what a panicking
 /// thread leaves behind can be used.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,6 +1,6 @@
 //! What a running stage brings to every wait, and what its supervisor sees of it.
 
-use crate::{Cancel, Clock, Hands, Pulse};
+use crate::{Cancel, Clock, HeldTickets, Pulse};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ pub struct Stage {
     patience: Duration,
     clock: Clock,
     pulse: Arc<Pulse>,
-    hands: Hands,
+    held: HeldTickets,
 }
 
 impl Stage {
@@ -29,7 +29,7 @@ impl Stage {
     pub fn with_clock(name: impl Into<Arc<str>>, cancel: Cancel, patience: Duration, clock: Clock) -> Self {
         let pulse = Arc::new(Pulse::new(clock.clone()));
         let patience = patience.min(PATIENCE_LIMIT);
-        Self { name: name.into(), cancel, patience, clock, pulse, hands: Hands::default() }
+        Self { name: name.into(), cancel, patience, clock, pulse, held: HeldTickets::default() }
     }
 
     /// The same stage, waiting for at most `patience`.
@@ -70,7 +70,7 @@ impl Stage {
 
     /// The tickets that it holds.
     #[must_use]
-    pub fn hands(&self) -> &Hands {
-        &self.hands
+    pub fn held(&self) -> &HeldTickets {
+        &self.held
     }
 }

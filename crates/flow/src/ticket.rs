@@ -1,7 +1,7 @@
 //! A ticket is one attempt at a prompt. Work carries it from stage to stage; whoever ends the prompt settles it.
 
 use crate::ledger::Book;
-use crate::{Credit, FlowError, Hands, Outcome};
+use crate::{Credit, FlowError, HeldTickets, Outcome};
 use saddle_core::{Prompt, PromptOrdinal};
 use std::fmt;
 use std::num::NonZeroUsize;
@@ -37,14 +37,14 @@ pub struct Drawn {
 pub struct Ticket {
     book: Arc<Book>,
     attempt: Attempt,
-    hands: Option<Hands>,
+    held: Option<HeldTickets>,
     /// Whether dropping it gives the attempt up.
     armed: bool,
 }
 
 impl Ticket {
     pub(crate) fn new(book: Arc<Book>, attempt: Attempt) -> Self {
-        Self { book, attempt, hands: None, armed: true }
+        Self { book, attempt, held: None, armed: true }
     }
 
     /// What it is a ticket of.
@@ -59,13 +59,13 @@ impl Ticket {
         self.book.is_current(self.attempt)
     }
 
-    /// Moves it into a stage's hands, or out of all hands while it is on an edge.
-    pub fn pass_to(&mut self, hands: Option<&Hands>) {
-        if let Some(former) = std::mem::replace(&mut self.hands, hands.cloned()) {
+    /// Counts it among those that a stage holds, or among none while it is on an edge.
+    pub fn pass_to(&mut self, held: Option<&HeldTickets>) {
+        if let Some(former) = std::mem::replace(&mut self.held, held.cloned()) {
             former.take(self.attempt);
         }
-        if let Some(hands) = hands {
-            hands.put(self.attempt);
+        if let Some(held) = held {
+            held.put(self.attempt);
         }
     }
 
@@ -75,7 +75,7 @@ impl Ticket {
     pub fn split(self, ways: NonZeroUsize) -> Vec<Self> {
         let another = |_| {
             let mut ticket = Self::new(Arc::clone(&self.book), self.attempt);
-            ticket.pass_to(self.hands.as_ref());
+            ticket.pass_to(self.held.as_ref());
             ticket
         };
         let mut tickets: Vec<Self> = (1..ways.get()).map(another).collect();

@@ -5,7 +5,7 @@
 use proptest::prelude::*;
 use saddle_core::{Prompt, PromptOrdinal};
 use saddle_flow::{
-    Activity, Attempt, Cancel, Cargo, Clock, Counts, Credits, Drawn, EdgeSpec, FlowError, Hands, Ledger,
+    Activity, Attempt, Cancel, Cargo, Clock, Counts, Credits, Drawn, EdgeSpec, FlowError, HeldTickets, Ledger,
     LedgerObserver, ManualClock, Outcome, Stage, Ticket, edge, invariants,
 };
 use std::num::{NonZeroU32, NonZeroUsize};
@@ -97,7 +97,7 @@ fn a_prompt_that_fails_three_times_is_quarantined_and_one_handed_back_is_not() {
 
 #[test]
 fn what_a_hung_stage_holds_goes_back_and_its_late_result_changes_nothing() {
-    let (run, hung) = (run(4), Hands::default());
+    let (run, hung) = (run(4), HeldTickets::default());
     let (mut held, mut passed_on) = (run.ticket(), run.ticket());
     held.pass_to(Some(&hung));
     passed_on.pass_to(Some(&hung));
@@ -121,8 +121,8 @@ impl Cargo for Work {
         1
     }
 
-    fn pass_to(&mut self, hands: Option<&Hands>) {
-        self.0.pass_to(hands);
+    fn pass_to(&mut self, held: Option<&HeldTickets>) {
+        self.0.pass_to(held);
     }
 }
 
@@ -132,13 +132,13 @@ fn what_is_received_is_in_the_receivers_hands_and_what_lies_on_an_edge_in_nobody
     let one = NonZeroUsize::MIN;
     let (sender, receiver) = edge(EdgeSpec::new("generator", "scorer", one, one), Arc::new(()));
     let mut ticket = run.ticket();
-    ticket.pass_to(Some(generator.hands()));
+    ticket.pass_to(Some(generator.held()));
     sender.send(Work(ticket), &generator).unwrap();
-    assert_eq!((generator.hands().attempts(), scorer.hands().attempts()), (vec![], vec![]));
+    assert_eq!((generator.held().attempts(), scorer.held().attempts()), (vec![], vec![]));
     let received = receiver.recv(&scorer).unwrap().unwrap();
-    assert_eq!(scorer.hands().attempts(), [attempt(0, 1)]);
+    assert_eq!(scorer.held().attempts(), [attempt(0, 1)]);
     drop(received);
-    assert_eq!(scorer.hands().attempts(), []);
+    assert_eq!(scorer.held().attempts(), []);
 
     sender.send(Work(run.ticket()), &generator).unwrap();
     drop(receiver);
@@ -160,7 +160,7 @@ fn losing_one_lanes_ticket_voids_the_attempt_and_merged_tickets_are_one() {
 
 #[test]
 fn a_batch_is_settled_whole_or_not_at_all() {
-    let (run, hung) = (run(3), Hands::default());
+    let (run, hung) = (run(3), HeldTickets::default());
     let mut tickets: Vec<Ticket> = (0..3).map(|_| run.ticket()).collect();
     tickets[1].pass_to(Some(&hung));
     run.ledger.revoke(&hung);
@@ -273,7 +273,7 @@ proptest! {
     /// FLOW-2 and FLOW-3 after every step, and everything ended and back after the drain (FLOW-4).
     #[test]
     fn whatever_happens_to_prompts_they_and_their_credits_are_accounted_for(total in 1..5_usize, steps in steps()) {
-        let (heard, hands) = (Arc::new(Heard::default()), Hands::default());
+        let (heard, held) = (Arc::new(Heard::default()), HeldTickets::default());
         let run = run_watched(total, Arc::<Heard>::clone(&heard));
         let (mut tickets, mut held_credits): (Vec<Ticket>, Vec<_>) = (Vec::new(), Vec::new());
         for step in steps {
@@ -290,7 +290,7 @@ proptest! {
                 Step::GiveBack(which) => take(&mut tickets, which).into_iter().for_each(Ticket::give_back),
                 Step::Hold(which) => {
                     let count = tickets.len().max(1);
-                    tickets.get_mut(which % count).into_iter().for_each(|ticket| ticket.pass_to(Some(&hands)));
+                    tickets.get_mut(which % count).into_iter().for_each(|ticket| ticket.pass_to(Some(&held)));
                 }
                 Step::Split(which) => {
                     let two = NonZeroUsize::new(2).unwrap();
@@ -298,7 +298,7 @@ proptest! {
                     tickets.extend(split.into_iter().flatten());
                 }
                 Step::Revoke => {
-                    run.ledger.revoke(&hands);
+                    run.ledger.revoke(&held);
                     held_credits.clear();
                 }
                 Step::SettleAll => {

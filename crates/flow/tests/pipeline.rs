@@ -7,8 +7,8 @@
 use proptest::prelude::*;
 use saddle_core::{PolicyVersion, Prompt, PromptOrdinal};
 use saddle_flow::{
-    Attempt, Cancel, Cargo, Clock, Credits, EdgeSpec, EdgeStats, FlowError, Hands, Join, Latest, Ledger, ManualClock,
-    Outcome, Receiver, Sender, Stage, Ticket, edge, invariants,
+    Attempt, Cancel, Cargo, Clock, Credits, EdgeSpec, EdgeStats, FlowError, HeldTickets, Join, Latest, Ledger,
+    ManualClock, Outcome, Receiver, Sender, Stage, Ticket, edge, invariants,
 };
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -92,8 +92,8 @@ impl Cargo for Work {
         1
     }
 
-    fn pass_to(&mut self, hands: Option<&Hands>) {
-        self.ticket.pass_to(hands);
+    fn pass_to(&mut self, held: Option<&HeldTickets>) {
+        self.ticket.pass_to(held);
     }
 }
 
@@ -292,7 +292,7 @@ impl Pipeline {
                 Order::Replace => {
                     let hung = generators.remove(0);
                     generators.push(start());
-                    self.ledger.revoke(hung.hands());
+                    self.ledger.revoke(hung.held());
                     hung.cancel().cancel("hung");
                 }
                 Order::AddGenerator => generators.push(start()),
@@ -374,7 +374,7 @@ fn drawn_behind_a_stopped_learner(credits: usize, capacities: [usize; 3]) -> u64
     let stage = Stage::with_clock("inline", Cancel::new(), Duration::from_secs(1), clock);
     let [(prompts_in, prompts), (responses_in, responses), (scored_in, _scored)] =
         capacities.map(|capacity| open("one", "next", capacity));
-    let mut hands: [Option<Work>; 3] = [None, None, None];
+    let mut held: [Option<Work>; 3] = [None, None, None];
     let mut progress = true;
     while progress {
         let mut draw = || {
@@ -385,7 +385,7 @@ fn drawn_behind_a_stopped_learner(credits: usize, capacities: [usize; 3]) -> u64
         };
         let before = pipeline.ledger.counts().drawn;
         let received = [prompts.stats(), responses.stats()].map(|stats| stats.read().received);
-        let [source, generator, scorer] = &mut hands;
+        let [source, generator, scorer] = &mut held;
         advance(source, &mut draw, &prompts_in, &stage);
         advance(generator, &mut || prompts.try_recv(&stage), &responses_in, &stage);
         advance(scorer, &mut || responses.try_recv(&stage), &scored_in, &stage);

@@ -35,7 +35,11 @@ impl Run {
     }
 
     async fn ask(&self, method: &str, path: &str) -> String {
-        talk(self.server.address(), &format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")).await
+        talk(
+            self.server.address(),
+            &format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"),
+        )
+        .await
     }
 }
 

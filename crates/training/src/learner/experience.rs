@@ -62,7 +62,7 @@ struct Trace {
 }
 
 /// What the current weights say of a batch.
-struct Outlook {
+struct BatchForward {
     mask: Vec<bool>,
     width: usize,
     proximal: Grid,
@@ -73,21 +73,21 @@ struct Outlook {
 impl Learner {
     /// The experience in `rollouts`. When each worker's share is one micro-batch and the first step takes them whole, their
     /// forward passes keep their gradients for that step.
-    pub(super) fn look<'a>(
+    pub(super) fn experience<'a>(
         &mut self,
         rollouts: &'a [ScoredRollout],
         lambdas: &[f64],
     ) -> Result<(Experience<'a>, Option<Vec<Forward>>), TrainingError> {
-        let (outlook, shared) = self.outlook(rollouts, 1 + lambdas.len())?;
+        let (batch, shared) = self.forward_batch(rollouts, 1 + lambdas.len())?;
         let section = &self.config.correction;
         let precision = &self.config.precision;
         let sampled_by = (self.version, precision.generation == precision.learning);
-        let off_policy = OffPolicy::measure(rollouts, sampled_by, (&outlook.proximal, &outlook.mask), section)?;
-        let log_prob_gap = self.log_prob_gap(rollouts, &outlook.proximal);
-        let returns = self.returns(rollouts, lambdas.len(), &outlook, &off_policy)?;
-        let advantages = self.advantages(&returns, lambdas, &outlook.mask)?;
-        let correction = self.correction(&off_policy, outlook.width);
-        let Outlook { mask, width, proximal, entropy, values } = outlook;
+        let off_policy = OffPolicy::measure(rollouts, sampled_by, (&batch.proximal, &batch.mask), section)?;
+        let log_prob_gap = self.log_prob_gap(rollouts, &batch.proximal);
+        let returns = self.returns(rollouts, lambdas.len(), &batch, &off_policy)?;
+        let advantages = self.advantages(&returns, lambdas, &batch.mask)?;
+        let correction = self.correction(&off_policy, batch.width);
+        let BatchForward { mask, width, proximal, entropy, values } = batch;
         let targets = returns.into_iter().map(|stream| Grid { values: stream.targets, width }).collect();
         let advantages = Grid { values: advantages, width };
         let experience = Experience {
@@ -121,14 +121,14 @@ impl Learner {
     }
 
     /// Log-probs and values under the current weights.
-    fn outlook(
+    fn forward_batch(
         &mut self,
         rollouts: &[ScoredRollout],
         streams: usize,
-    ) -> Result<(Outlook, Option<Vec<Forward>>), TrainingError> {
+    ) -> Result<(BatchForward, Option<Vec<Forward>>), TrainingError> {
         let width = rollouts.iter().map(|each| each.rollout.tokens.len()).max().unwrap_or(0);
         let rows = rollouts.len();
-        let mut outlook = Outlook {
+        let mut batch = BatchForward {
             mask: rollouts.iter().flat_map(|each| (0..width).map(|place| place < each.rollout.tokens.len())).collect(),
             width,
             proximal: Grid::zeros(rows, width),
@@ -138,19 +138,19 @@ impl Learner {
         let shares = self.shares(rollouts, &(0..rows).collect::<Vec<_>>());
         let keep = self.config.ppo.minibatches == 1 && shares.iter().all(|groups| groups.len() == 1);
         let jobs = self.workers.iter_mut().zip(shares).collect();
-        let forwards = side_by_side(jobs, |(worker, groups)| worker.look(rollouts, groups, keep))?;
+        let forwards = side_by_side(jobs, |(worker, groups)| worker.forward_shares(rollouts, groups, keep))?;
         self.stopwatch.absorb(self.workers.iter().map(|worker| &worker.stopwatch));
         let forwards: Vec<Forward> = forwards.into_iter().flatten().collect();
         for forward in &forwards {
             if let Some(policy) = &forward.policy {
-                outlook.proximal.put(&forward.rows, &policy.log_probs)?;
-                outlook.entropy.put(&forward.rows, &policy.entropy)?;
+                batch.proximal.put(&forward.rows, &policy.log_probs)?;
+                batch.entropy.put(&forward.rows, &policy.entropy)?;
             }
-            for (grid, values) in outlook.values.iter_mut().zip(&forward.values) {
+            for (grid, values) in batch.values.iter_mut().zip(&forward.values) {
                 grid.put(&forward.rows, values)?;
             }
         }
-        Ok((outlook, keep.then_some(forwards)))
+        Ok((batch, keep.then_some(forwards)))
     }
 
     /// Advantages and targets of each token stream, recomputed with the current weights: the KL term is that of π_k,
@@ -159,10 +159,10 @@ impl Learner {
         &self,
         rollouts: &[ScoredRollout],
         costs: usize,
-        outlook: &Outlook,
+        batch: &BatchForward,
         off_policy: &OffPolicy,
     ) -> Result<Vec<Returns<f32>>, TrainingError> {
-        let Outlook { mask, width, proximal, values, .. } = outlook;
+        let BatchForward { mask, width, proximal, values, .. } = batch;
         let reference = Grid::from_rows(rollouts.iter().map(|each| each.reference_log_probs.as_slice()), *width);
         let inputs =
             KlInputs { log_probs: &proximal.values, reference_log_probs: &reference.values, mask, length: *width };
@@ -174,7 +174,7 @@ impl Learner {
             streams.push(cost_stream(inputs, &costs, &shaping)?);
         }
         let discount = self.config.discount;
-        let trace = self.trace(rollouts, outlook, off_policy)?;
+        let trace = self.trace(rollouts, batch, off_policy)?;
         let returns = streams.iter().zip(values).enumerate().map(|(index, (stream, values))| match &trace {
             None => generalized_advantages(stream, &values.values, mask, *width, discount),
             Some(Trace { weights, reward_bounds, cost_bounds }) => {
@@ -189,7 +189,7 @@ impl Learner {
     fn trace(
         &self,
         rollouts: &[ScoredRollout],
-        outlook: &Outlook,
+        batch: &BatchForward,
         off_policy: &OffPolicy,
     ) -> Result<Option<Trace>, TrainingError> {
         let (TargetsConfig::LambdaVtrace(config), Some(weights)) =
@@ -198,11 +198,11 @@ impl Learner {
             return Ok(None);
         };
         let padded = |versions: &'_ [PolicyVersion]| {
-            (0..outlook.width).map(|place| versions.get(place).copied().unwrap_or(self.version)).collect::<Vec<_>>()
+            (0..batch.width).map(|place| versions.get(place).copied().unwrap_or(self.version)).collect::<Vec<_>>()
         };
         let versions: Vec<PolicyVersion> = rollouts.iter().flat_map(|each| padded(&each.rollout.versions)).collect();
         let (noise, clamp) = (config.noise, self.config.correction.log_clamp);
-        let weights = dead_band_weights(&weights.log_ratio, &versions, self.version, &outlook.mask, noise, clamp)?;
+        let weights = dead_band_weights(&weights.log_ratio, &versions, self.version, &batch.mask, noise, clamp)?;
         let bounds = |rho| VtraceBounds { rho, trace: config.trace };
         let (reward_bounds, cost_bounds) = (bounds(config.reward_rho), bounds(config.cost_rho));
         Ok(Some(Trace { weights, reward_bounds, cost_bounds }))

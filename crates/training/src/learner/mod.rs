@@ -100,7 +100,7 @@ impl Learner {
     pub fn update(&mut self, rollouts: &[ScoredRollout], lambdas: &[f64]) -> Result<UpdateMetrics, TrainingError> {
         let before = *self.guards.counts();
         self.stopwatch = Stopwatch::start();
-        let (experience, shared) = self.look(rollouts, lambdas)?;
+        let (experience, shared) = self.experience(rollouts, lambdas)?;
         let totals = self.passes(&experience, shared)?;
         self.version = self.version.next();
         if self.guards.after_update(totals.losses(), totals.gradient_norms()) == Health::RollBack {

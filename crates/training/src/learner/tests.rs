@@ -176,7 +176,7 @@ fn a_fresh_rollout_in_a_stale_batch_has_weights_of_one() {
     let mut mixed = rollouts(1, gentle);
     mixed[4] = rollouts(0, |_| 0.7)[4].clone();
     let mut learner = learner("");
-    let (experience, _) = learner.look(&mixed, &[0.5]).unwrap();
+    let (experience, _) = learner.experience(&mixed, &[0.5]).unwrap();
     let (weights, width) = (experience.off_policy.weights.unwrap().weights, experience.width);
     assert_eq!(weights[4 * width..][..5], [1.0; 5]);
     assert_ne!(weights[5 * width], 1.0);

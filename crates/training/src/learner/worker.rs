@@ -110,7 +110,7 @@ impl Worker {
     }
 
     /// Forward passes of `groups` under the weights as they are, which keep what a backward pass needs if `keep` says so.
-    pub(super) fn look(
+    pub(super) fn forward_shares(
         &mut self,
         rollouts: &[ScoredRollout],
         groups: Vec<Vec<usize>>,

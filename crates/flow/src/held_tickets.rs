@@ -4,11 +4,11 @@ use crate::{Attempt, lock};
 use std::sync::{Arc, Mutex};
 
 /// The attempts that one stage holds tickets of. Tickets enter and leave by [`Ticket::pass_to`](crate::Ticket::pass_to),
-/// which edges call for whatever they carry. Clones are the same hands.
+/// which edges call for whatever they carry. Clones are the same list.
 #[derive(Clone, Debug, Default)]
-pub struct Hands(Arc<Mutex<Vec<Attempt>>>);
+pub struct HeldTickets(Arc<Mutex<Vec<Attempt>>>);
 
-impl Hands {
+impl HeldTickets {
     /// The attempts in hand. A ticket that was split is here as often as its parts are.
     #[must_use]
     pub fn attempts(&self) -> Vec<Attempt> {

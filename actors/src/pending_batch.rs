@@ -1,14 +1,14 @@
 //! What the learner works on, kept apart from its thread: a replacement goes on where the one before was lost.
 //!
 //! Publishing is the one moment at which a batch counts as learnt from. A batch that is settled and not published is still
-//! on the desk; whoever publishes first takes it off.
+//! pending; whoever publishes first takes it off.
 
 use saddle_core::{PolicyVersion, ScoredRollout};
 use saddle_flow::Credit;
 use std::sync::Arc;
 
 /// The learner's engine, its batch, and the credits of the batch.
-pub(crate) struct Desk<L> {
+pub(crate) struct PendingBatch<L> {
     /// Not here while an update runs: one that fails half-way leaves weights that nobody should go on from.
     pub(crate) engine: Option<L>,
     pub(crate) batch: Option<Arc<Settled>>,
@@ -24,7 +24,7 @@ pub(crate) struct Settled {
     pub(crate) delay_versions: f64,
 }
 
-impl<L> Desk<L> {
+impl<L> PendingBatch<L> {
     pub(crate) fn new(engine: L) -> Self {
         Self { engine: Some(engine), batch: None, credits: Vec::new() }
     }
@@ -59,12 +59,12 @@ mod tests {
     #[test]
     fn a_learner_that_was_replaced_leaves_the_next_batch_and_its_engine_alone() {
         let batch = Settled { version: PolicyVersion(4), rollouts: Arc::new(Vec::new()), delay_versions: 0.0 };
-        let mut desk = Desk { engine: None, batch: Some(Arc::new(batch)), credits: Vec::new() };
-        desk.put_back("old", PolicyVersion(3));
-        drop(desk.clear(PolicyVersion(3)));
-        assert!(desk.engine.is_none() && desk.batch.is_some());
-        desk.put_back("new", PolicyVersion(4));
-        drop(desk.clear(PolicyVersion(4)));
-        assert!(desk.engine == Some("new") && desk.batch.is_none());
+        let mut pending = PendingBatch { engine: None, batch: Some(Arc::new(batch)), credits: Vec::new() };
+        pending.put_back("old", PolicyVersion(3));
+        drop(pending.clear(PolicyVersion(3)));
+        assert!(pending.engine.is_none() && pending.batch.is_some());
+        pending.put_back("new", PolicyVersion(4));
+        drop(pending.clear(PolicyVersion(4)));
+        assert!(pending.engine == Some("new") && pending.batch.is_none());
     }
 }
