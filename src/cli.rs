@@ -210,7 +210,7 @@ pub(crate) struct StageArgs {
     /// Print the result as JSON.
     #[arg(long)]
     pub(crate) json: bool,
-    /// Check the configuration, print it with its defaults, and stop.
+    /// Check the configuration, and that its files, models and device are there; print it with its defaults, and stop.
     #[arg(long)]
     pub(crate) dry_run: bool,
 }

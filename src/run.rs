@@ -1,6 +1,7 @@
 //! Beginning a run: its directory, the record of configuration and machine, the device.
 
 use crate::failure::Failure;
+use saddle_core::Problems;
 use saddle_libtorch as libtorch;
 use saddle_store::{Machine, RunDirectory};
 use saddle_training::config::RunSection;
@@ -26,6 +27,22 @@ pub(crate) fn begin_apart_from_inputs(
         ))),
         None => begin(path, overwrite, config),
     }
+}
+
+/// Refuses a configuration whose files, models or device are not there, with all that is missing.
+pub(crate) fn require_inputs(config: &impl Serialize) -> Result<(), Failure> {
+    let value = toml::Value::try_from(config).map_err(Failure::run)?;
+    let mut problems = Problems::default();
+    for (key, input) in inputs(&value, "") {
+        let there = std::fs::metadata(&input);
+        problems.require(there.is_ok(), &key, format!("there is no {input}"));
+    }
+    if let Some(device) = value.get("run").and_then(|run| run.get("device")).and_then(toml::Value::as_str)
+        && let Err(error) = libtorch::device(device)
+    {
+        problems.require(false, "run.device", error.to_string());
+    }
+    if problems.is_empty() { Ok(()) } else { Err(Failure::usage(format!("this run would not start:\n{problems}"))) }
 }
 
 /// Files and directories that a configuration reads, with their keys.

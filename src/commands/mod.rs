@@ -68,7 +68,8 @@ fn stage<C: Serialize + DeserializeOwned + JsonSchema + Validate, R: Into<StageR
 ) -> Result<StageResult, Failure> {
     let config: C = config::load(&args.config, &args.overrides)?;
     if args.dry_run {
-        print(run::to_toml(&config)?);
+        dry_run(args, &config, None)?;
+        run::require_inputs(&config)?;
         return Ok(StageResult::default());
     }
     interrupt::listen()?;
@@ -93,6 +94,17 @@ fn stage<C: Serialize + DeserializeOwned + JsonSchema + Validate, R: Into<StageR
     details.extend(result.details.iter().cloned());
     print_result(args.json, &details, &result.figures);
     Ok(result)
+}
+
+/// Prints a recipe with its defaults and, as comments, the plan of its run; or both as JSON.
+fn dry_run(args: &StageArgs, config: &impl Serialize, plan: Option<&str>) -> Result<(), Failure> {
+    if args.json {
+        print(serde_json::json!({ "config": config, "plan": plan }));
+        return Ok(());
+    }
+    print(run::to_toml(config)?);
+    plan.iter().flat_map(|plan| plan.lines()).for_each(|line| print(format!("# {line}")));
+    Ok(())
 }
 
 /// SHA-256 over the names, shapes and bytes of the tensors of a model directory.

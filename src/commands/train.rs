@@ -1,13 +1,12 @@
 //! `saddle train`. A dry run shows, as comments below the recipe, the stages and edges of the asynchronous schedule, and
 //! what the run needs in memory.
 
-use super::stage;
+use super::{dry_run, stage};
 use crate::cli::TrainArgs;
 use crate::evaluation::gold_means;
 use crate::failure::Failure;
 use crate::stages::Watch;
-use crate::table::print;
-use crate::{config, stages};
+use crate::{config, run, stages};
 use saddle_actors::Plan;
 use saddle_core::{PromptOrdinal, ScoredRollout};
 use saddle_data::PromptRow;
@@ -27,19 +26,19 @@ pub(super) fn train(args: &TrainArgs) -> Result<(), Failure> {
         }
     });
     let watch = judged.as_ref().map(|judged| judged as Watch<'_>);
-    let run = |config: &TrainConfig, run: &_| stages::policy_training(config, run, watch);
     if !args.stage.dry_run {
-        let result = stage(&args.stage, "train", run)?;
+        let train = |config: &TrainConfig, run: &_| stages::policy_training(config, run, watch);
+        let result = stage(&args.stage, "train", train)?;
         return match result.broken.filter(|_| args.require_limit) {
             Some(verdict) => Err(Failure::LimitBroken(verdict)),
             None => Ok(()),
         };
     }
-    let config = config::load(&args.stage.config, &args.stage.overrides)?;
+    let config: TrainConfig = config::load(&args.stage.config, &args.stage.overrides)?;
     let layout = layout(&config, args.shape.as_deref(), args.device_memory_gib)?;
-    stage(&args.stage, "train", run)?;
-    layout.lines().for_each(|line| print(format!("# {line}")));
-    Ok(())
+    dry_run(&args.stage, &config, Some(&layout))?;
+    // Of models that are to come, a shape tells enough.
+    if args.shape.is_none() { run::require_inputs(&config) } else { Ok(()) }
 }
 
 /// The stages and edges of a run, where it is asynchronous, and the memory that it needs; refuses one that needs more than

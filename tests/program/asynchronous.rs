@@ -179,7 +179,7 @@ fn what_cannot_run_is_refused_with_all_its_problems() {
     Workbench::new().refuse(
         r#"train --config recipes/train.toml --run run --set schedule.kind=asynchronous --set correction.kind=none
            --set edges.items=0 --set edges.mebibytes=0 --set placement.learner.count=2 --set telemetry.address=0.0.0.0:80
-           --set edges.join_seconds=0.01 --set ppo.staleness=1 --set edges.patience_seconds=200
+           --set edges.join_seconds=0.01 --set ppo.delay_updates=1 --set edges.patience_seconds=200
            --set telemetry.control_token_file=token --set constraints.cost.dual.estimator={kind="upper"}"#,
         &[
             "correction.kind: \"none\" trains on stale rollouts",
@@ -191,7 +191,7 @@ fn what_cannot_run_is_refused_with_all_its_problems() {
             "constraints.cost.dual.estimator.fresh.minimum_effective_samples: must be at most 14.4, is 64",
             "placement.learner.count: must be 1",
             "telemetry.address: must be an address of this machine",
-            "ppo.staleness: is an experiment of the synchronous schedule",
+            "ppo.delay_updates: is an experiment of the synchronous schedule",
         ],
     );
 }

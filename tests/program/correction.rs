@@ -1,4 +1,4 @@
-//! Training on rollouts of earlier weights: `ppo.staleness`, `[correction]` and `[guards]` of `saddle train`.
+//! Training on rollouts of earlier weights: `ppo.delay_updates`, `[correction]` and `[guards]` of `saddle train`.
 
 use crate::workbench::Workbench;
 use serde_json::Value;
@@ -32,7 +32,7 @@ fn without_staleness_the_correction_does_not_matter_to_the_bit() {
 #[test]
 fn stale_batches_are_trained_on_with_weights_and_costs_do_not_wait() {
     let bench = Workbench::new();
-    let stale = r#"--set ppo.updates=5 --set ppo.staleness=2 --set policy.learning_rate=1e-2
+    let stale = r#"--set ppo.updates=5 --set ppo.delay_updates=2 --set policy.learning_rate=1e-2
                    --set constraints.cost.dual.estimator={kind="fresh",minimum_effective_samples=4}"#;
     let (corrected, metrics) = train(&bench, "corrected", stale);
     assert_eq!(column(&metrics, "staleness_versions_max"), [0.0, 1.0, 2.0, 2.0, 2.0]);
@@ -56,7 +56,7 @@ fn responses_that_are_too_far_away_are_rejected_and_counted() {
     let (_, metrics) = train(
         &bench,
         "run",
-        "--set ppo.staleness=1 --set policy.learning_rate=1e-2 --set correction.rejection.k3_limit=0",
+        "--set ppo.delay_updates=1 --set policy.learning_rate=1e-2 --set correction.rejection.k3_limit=0",
     );
     assert_eq!(column(&metrics, "rejected_ratio"), [0.0, 1.0]);
     assert_eq!(column(&metrics, "updates_skipped_rejected"), [0.0, 1.0]);
@@ -66,11 +66,11 @@ fn responses_that_are_too_far_away_are_rejected_and_counted() {
 #[test]
 fn problems_of_correction_and_guards_are_reported_with_key_and_remedy() {
     Workbench::new().refuse(
-        r#"train --config recipes/train.toml --run run --set ppo.staleness=2 --set correction.weight_cap=0.5
+        r#"train --config recipes/train.toml --run run --set ppo.delay_updates=2 --set correction.weight_cap=0.5
            --set correction.rejection.k3_limit=-1 --set guards.rejected_limit=2 --set correction.kind=none
            --set correction.targets={kind="lambda_vtrace",noise=-1} --set correction.kinds=1"#,
         &[
-            "ppo.staleness: must be below updates = 2, is 2",
+            "ppo.delay_updates: must be below updates = 2, is 2",
             "correction.weight_cap: must be 1 or more, is 0.5",
             "correction.rejection.k3_limit: must be 0 or more, is -1; rejection.enabled = false rejects nothing",
             "correction.targets.kind: lambda_vtrace corrects stale rollouts, which kind = \"none\" does not",

@@ -121,8 +121,9 @@ fn a_run_that_needs_more_than_a_device_has_is_refused_with_its_plan() {
 fn a_shape_that_is_not_known_is_said_and_matters_only_to_who_asks() {
     let bench = Workbench::new();
     let expected = "there is no absent/config.json; --shape FILE gives the shape";
-    let plan = bench.succeed(&format!("{DRY_RUN} {ABSENT}")).stdout;
-    assert!(plan.contains(&format!("# memory is not estimated: {expected}")), "{plan}");
+    let outcome = bench.saddle(&format!("{DRY_RUN} {ABSENT}"));
+    assert!(outcome.stdout.contains(&format!("# memory is not estimated: {expected}")), "{}", outcome.stdout);
+    assert!(outcome.code == 2 && outcome.stderr.contains("policy.from: there is no "), "{}", outcome.stderr);
     bench.refuse(&format!("{DRY_RUN} {ABSENT} --device-memory-gib 8"), &[expected]);
     bench.refuse("train --config recipes/train.toml --shape x", &["--dry-run"]);
 }

@@ -1,7 +1,7 @@
 //! The synchronous schedule: generate, score, move λ, update, and again. Every rollout is of the weights that it trains,
 //! so nothing has to be corrected. It is the reference point that asynchronous schedules are held against.
 //!
-//! With `ppo.staleness` above zero, scored batches wait in a queue of that length before the learner takes them: what an
+//! With `ppo.delay_updates` above zero, scored batches wait in a queue of that length before the learner takes them: what an
 //! asynchronous schedule does to the learner, without its timing. Costs do not wait: they move λ when they are scored.
 
 use crate::config::TrainConfig;
@@ -17,7 +17,7 @@ use std::time::Instant;
 
 /// Runs `config.ppo.updates` updates on responses sampled as `settings` say ([`decode_settings`]). `prompt` gives the prompt at a place of the endless sequence.
 ///
-/// An update trains on the batch of `config.ppo.staleness` updates before; for the first ones, so many batches are made
+/// An update trains on the batch of `config.ppo.delay_updates` updates before; for the first ones, so many batches are made
 /// ahead of time. Batches that are still waiting at the end were scored for λ and the metrics only. Ends early when the
 /// observer says so.
 ///
@@ -34,7 +34,7 @@ pub fn train_synchronously(
     let mut duals = Dual::all(config);
     let mut source = Source { config, judges, settings, prompt, batches: 0 };
     let mut waiting = VecDeque::new();
-    for _ in 0..config.ppo.staleness {
+    for _ in 0..config.ppo.delay_updates {
         let batch = source.next(learner)?;
         observe_costs(&mut duals, &batch.scored, learner.version());
         waiting.push_back(batch.scored);

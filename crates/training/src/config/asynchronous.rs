@@ -212,8 +212,8 @@ impl TrainConfig {
         let staleness = self.schedule.staleness;
         problems.require(staleness <= 64, "schedule.staleness", format!("must be at most 64, is {staleness}"));
         problems.require(
-            self.ppo.staleness == 0,
-            "ppo.staleness",
+            self.ppo.delay_updates == 0,
+            "ppo.delay_updates",
             "is an experiment of the synchronous schedule; set schedule.staleness",
         );
         if staleness == 0 {

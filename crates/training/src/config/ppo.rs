@@ -18,7 +18,8 @@ pub struct PpoSection {
     pub batch_rollouts: usize,
     /// Updates that a scored batch waits before the learner takes it: an experiment's knob, which makes the synchronous
     /// schedule train on rollouts of so many versions ago.
-    pub staleness: u64,
+    #[serde(alias = "staleness")]
+    pub delay_updates: u64,
     /// Passes over a batch.
     pub epochs: usize,
     /// Optimiser steps in one pass over a batch.
@@ -60,7 +61,7 @@ impl Default for PpoSection {
         Self {
             updates: 100,
             batch_rollouts: 128,
-            staleness: 0,
+            delay_updates: 0,
             epochs: 1,
             minibatches: 1,
             micro_batch_tokens: 8192,
@@ -99,9 +100,9 @@ impl Validate for PpoSection {
             format!("must be at most batch_rollouts = {}, is {}", self.batch_rollouts, self.minibatches),
         );
         problems.require(
-            self.staleness < self.updates.max(1),
-            "staleness",
-            format!("must be below updates = {}, is {}: no batch would wait so long", self.updates, self.staleness),
+            self.delay_updates < self.updates.max(1),
+            "delay_updates",
+            format!("must be below updates = {}, is {}: no batch would wait so long", self.updates, self.delay_updates),
         );
         let clip = self.clip_ratio;
         problems.require(clip > 0.0, "clip_ratio", format!("must be positive, is {clip}"));
