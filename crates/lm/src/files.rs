@@ -1,4 +1,5 @@
-//! Small files whole, with a limit on their size, and files that appear under their name only when they are complete.
+//! Files from outside, which must be files and not pipes or devices; small ones whole, with a limit on their size; and files
+//! that appear under their name only when they are complete.
 
 use crate::LmError;
 use serde::de::DeserializeOwned;
@@ -6,19 +7,36 @@ use std::fs::{self, File};
 use std::io::{BufWriter, Read, Write};
 use std::path::Path;
 
-/// Reads a text file of at most `limit_bytes`.
+/// What some editors write before the first letter of a UTF-8 file.
+const BYTE_ORDER_MARK: char = '\u{feff}';
+
+/// Opens a regular file, or a link to one. A pipe would be waited for, and a device read without end.
+///
+/// # Errors
+/// [`LmError::File`] if there is none, [`LmError::Model`] if it is something else.
+pub(crate) fn open_file(path: &Path) -> Result<File, LmError> {
+    let metadata = fs::metadata(path).map_err(LmError::file("open", path))?;
+    if metadata.is_file() {
+        return File::open(path).map_err(LmError::file("open", path));
+    }
+    let message = "is not a regular file; name a file, or copy what it gives into one".into();
+    Err(LmError::Model { path: path.to_owned(), message })
+}
+
+/// Reads a text file of at most `limit_bytes`, without the byte-order mark that it may begin with.
 ///
 /// # Errors
 /// [`LmError::File`] if it cannot be read, [`LmError::Model`] if it is longer or not UTF-8.
 pub(crate) fn read_text(path: &Path, limit_bytes: u64) -> Result<String, LmError> {
-    let file = File::open(path).map_err(LmError::file("open", path))?;
+    let file = open_file(path)?;
     let mut bytes = Vec::new();
     file.take(limit_bytes + 1).read_to_end(&mut bytes).map_err(LmError::file("read", path))?;
     let refuse = |message| LmError::Model { path: path.to_owned(), message };
     if bytes.len() as u64 > limit_bytes {
         return Err(refuse(format!("longer than {limit_bytes} bytes, the limit for this kind of file")));
     }
-    String::from_utf8(bytes).map_err(|error| refuse(format!("not UTF-8 text: {}", error.utf8_error())))
+    let text = String::from_utf8(bytes).map_err(|error| refuse(format!("not UTF-8 text: {}", error.utf8_error())))?;
+    Ok(text.strip_prefix(BYTE_ORDER_MARK).map(str::to_owned).unwrap_or(text))
 }
 
 /// Parses the JSON `text` of the file `path`.
@@ -100,6 +118,29 @@ mod tests {
         assert_eq!(read_text(&path, 5).unwrap(), "12345");
         let error = read_text(&path, 4).unwrap_err().to_string();
         assert!(error.contains("a.txt") && error.contains("4 bytes"), "{error}");
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_no_part_of_the_text() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a.json");
+        write_text(&path, "\u{feff}{\"a\": \"\u{feff}\"}").unwrap();
+        assert_eq!(read_text(&path, 100).unwrap(), "{\"a\": \"\u{feff}\"}");
+    }
+
+    #[test]
+    fn pipes_devices_and_directories_are_refused_and_links_to_files_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let pipe = directory.path().join("pipe");
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        for path in [pipe.as_path(), Path::new("/dev/zero"), directory.path()] {
+            let error = read_text(path, 100).unwrap_err().to_string();
+            assert!(error.contains(path.to_str().unwrap()) && error.contains("not a regular file"), "{error}");
+        }
+        let (file, link) = (directory.path().join("file"), directory.path().join("link"));
+        write_text(&file, "text").unwrap();
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        assert_eq!(read_text(&link, 100).unwrap(), "text");
     }
 
     #[test]
