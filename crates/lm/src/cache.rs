@@ -25,6 +25,13 @@ pub(crate) struct Step {
     span: i64,
 }
 
+impl Step {
+    /// Above every position.
+    pub(crate) fn span(&self) -> i64 {
+        self.span
+    }
+}
+
 impl KvCache {
     /// An empty cache for `rows` sequences of up to `capacity` tokens.
     ///

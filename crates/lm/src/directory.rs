@@ -4,19 +4,30 @@
 //! Reading checks that the files belong together: tensors against the shapes of the configuration, the tokenizer against
 //! the embedding and against the fingerprint in `saddle.json`. Writing replaces file by file, each complete, the weights
 //! last: a new directory without weights was never finished.
+//!
+//! Three files may name tokens that end an answer: `config.json`, `generation_config.json` and `tokenizer_config.json`. All
+//! that any of them names do, here and in what is written.
 
 use crate::card::{CARD_FILE, ModelCard};
-use crate::config::CONFIG_FILE;
-use crate::files::write_text;
+use crate::config::{CONFIG_FILE, OneOrMany};
+use crate::files::{parse_json, read_text, write_text};
 use crate::layout::{LANGUAGE_MODEL_HEAD, SCORE_HEAD};
+use crate::memory::require_for_weights;
 use crate::stored::{NORMALIZER_PREFIX, StoredWeights, WEIGHTS_FILE};
+use crate::tokenizer::SPECIAL_TOKENS_FILE;
 use crate::{DecoderConfig, LmError, Tokenizer, write_safetensors};
+use serde::Deserialize;
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor};
 
+/// Where a model says what ends an answer when it is not in `config.json`.
+pub(crate) const GENERATION_CONFIG_FILE: &str = "generation_config.json";
+const GENERATION_CONFIG_LIMIT_BYTES: u64 = 1 << 20;
+/// What an earlier model may have left in a directory, and what would be read beside the new one's files.
+const STALE_FILES: [&str; 2] = [GENERATION_CONFIG_FILE, SPECIAL_TOKENS_FILE];
 /// Heads that a directory may hold beside the trunk. One that is not asked for is left out: a tied language-model head
 /// that was stored all the same, or the policy's when a score model starts from its trunk.
 const HEADS: [&str; 2] = [LANGUAGE_MODEL_HEAD, SCORE_HEAD];
@@ -62,7 +73,11 @@ impl ModelDirectory {
     ) -> Result<Self, LmError> {
         let directory = Self { path: path.into() };
         directory.expect_tokenizer(config, tokenizer, Some(card))?;
+        let config = &config.with_end_tokens(tokenizer.eos());
         fs::create_dir_all(&directory.path).map_err(LmError::file("create", &directory.path))?;
+        for stale in STALE_FILES.map(|name| directory.file(name)).iter().filter(|path| path.is_file()) {
+            fs::remove_file(stale).map_err(LmError::file("remove", stale))?;
+        }
         card.write(&directory.file(CARD_FILE))?;
         write_text(&directory.file(CONFIG_FILE), &format!("{:#}\n", config_json(config, weights, card)))?;
         tokenizer.save(&directory.path)?;
@@ -78,12 +93,35 @@ impl ModelDirectory {
         &self.path
     }
 
-    /// The model's shape.
+    /// The model's shape, with the tokens that `generation_config.json` adds to those that end an answer. A head that is
+    /// stored beside an embedding that it is said to be tied to, and is another, is the model's own, as `transformers` has it.
     ///
     /// # Errors
-    /// As [`DecoderConfig::read`].
+    /// As [`DecoderConfig::read`], for both files; [`LmError::File`] and [`LmError::Model`] if the weights cannot be read.
     pub fn config(&self) -> Result<DecoderConfig, LmError> {
-        DecoderConfig::read(&self.file(CONFIG_FILE))
+        let mut config = DecoderConfig::read(&self.file(CONFIG_FILE))?;
+        let known = |id: &i64| usize::try_from(*id).is_ok_and(|id| id < config.vocab_size);
+        let named: Vec<i64> = self.generation_end_tokens()?.into_iter().filter(known).collect();
+        config = config.with_end_tokens(named);
+        if config.tie_word_embeddings && StoredWeights::are_in(&self.path) {
+            let stored = StoredWeights::open(&self.path, config.architecture)?;
+            config.tie_word_embeddings = !stored.has_own_head(config.architecture.embedding_name())?;
+        }
+        Ok(config)
+    }
+
+    /// What `generation_config.json`, if there is one, names as the end of an answer.
+    fn generation_end_tokens(&self) -> Result<Vec<i64>, LmError> {
+        #[derive(Deserialize)]
+        struct GenerationConfig {
+            eos_token_id: Option<OneOrMany>,
+        }
+        let path = self.file(GENERATION_CONFIG_FILE);
+        if !path.is_file() {
+            return Ok(Vec::new());
+        }
+        let file: GenerationConfig = parse_json(&read_text(&path, GENERATION_CONFIG_LIMIT_BYTES)?, &path)?;
+        Ok(file.eos_token_id.map(Vec::from).unwrap_or_default())
     }
 
     /// What `saddle.json` says of the model; none if it was made by another program.
@@ -95,14 +133,20 @@ impl ModelDirectory {
         path.is_file().then(|| ModelCard::read(&path)).transpose()
     }
 
-    /// The model's tokenizer.
+    /// The model's tokenizer. Special tokens that it does not name are those of the model's configuration.
     ///
     /// # Errors
     /// As [`Tokenizer::load`]; [`LmError::Model`] if it has more tokens than the model has rows for, or is not the one
     /// that the model was trained with.
     pub fn tokenizer(&self) -> Result<Tokenizer, LmError> {
-        let tokenizer = Tokenizer::load(&self.path)?;
-        self.expect_tokenizer(&self.config()?, &tokenizer, self.card()?.as_ref())?;
+        let mut tokenizer = Tokenizer::load(&self.path)?;
+        let config = self.config()?;
+        self.expect_tokenizer(&config, &tokenizer, self.card()?.as_ref())?;
+        tokenizer.complete([
+            ("bos_token", config.bos_token_id),
+            ("eos_token", config.eos_token_ids.first().copied()),
+            ("pad_token", config.pad_token_id),
+        ]);
         Ok(tokenizer)
     }
 
@@ -146,6 +190,7 @@ impl ModelDirectory {
                 });
             }
         }
+        require_for_weights(stored.size_bytes(shapes.iter().map(|(name, _)| name.as_str())), stored.path())?;
         shapes.iter().map(|(name, _)| Ok((name.clone(), stored.read(name, device)?))).collect()
     }
 

@@ -4,23 +4,19 @@
 //! programs load: export is the same as import.
 
 use crate::card::ModelKind;
-use crate::config::{CONFIG_FILE, OneOrMany};
-use crate::files::{parse_json, read_text};
+use crate::config::CONFIG_FILE;
+use crate::finite::first_not_finite;
 use crate::gguf::GgufFile;
 use crate::layout::{policy_shapes, score_shapes};
 use crate::peft::merge_adapter;
 use crate::score_checkpoint::ScoreCheckpoint;
 use crate::tokenizer::TOKENIZER_FILE;
+use crate::weights::tensor_bytes;
 use crate::{DecoderConfig, LmError, ModelCard, ModelDirectory, Tokenizer};
-use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::path::Path;
 use tch::{Device, Kind, Tensor};
-
-/// Where a model says what ends a response when it is not in `config.json`.
-const GENERATION_CONFIG_FILE: &str = "generation_config.json";
-const GENERATION_CONFIG_LIMIT_BYTES: u64 = 1 << 20;
 
 /// A model that was read whole, ready to be written.
 #[derive(Debug)]
@@ -68,11 +64,21 @@ impl Import {
     /// Writes the model to the directory `path` with its weights as `kind`, or as they are.
     ///
     /// # Errors
-    /// As [`ModelDirectory::write`].
+    /// [`LmError::StoredTensor`] if a weight has no finite number of that kind, before anything is written; as
+    /// [`ModelDirectory::write`].
     pub fn write(&self, path: &Path, kind: Option<Kind>) -> Result<ModelDirectory, LmError> {
         let convert = |(name, weight): (&String, &Tensor)| {
             let weight = kind.map_or(Ok(weight.shallow_clone()), |kind| weight.f_to_kind(kind))?;
-            Ok((name.clone(), weight))
+            match first_not_finite(&tensor_bytes(&weight)?, weight.f_kind()?) {
+                None => Ok((name.clone(), weight)),
+                Some(place) => Err(LmError::StoredTensor {
+                    path: path.to_owned(),
+                    tensor: name.clone(),
+                    message: format!(
+                        "its number {place} is not finite in the type asked for, so the model was not written; choose bf16 or f32"
+                    ),
+                }),
+            }
         };
         let weights = self.weights.iter().map(convert).collect::<Result<Vec<_>, LmError>>()?;
         ModelDirectory::write(path, &self.config, &weights, &self.tokenizer, &self.card)
@@ -89,17 +95,11 @@ impl Import {
 
     fn from_directory(path: &Path, kind: Option<ModelKind>) -> Result<Self, LmError> {
         let directory = ModelDirectory::open(path)?;
-        let mut config = directory.config()?;
-        add_stop_tokens(&mut config, path)?;
+        let config = directory.config()?;
         if !path.join(TOKENIZER_FILE).is_file() {
             return Err(no_tokenizer(path));
         }
-        let mut tokenizer = directory.tokenizer()?;
-        tokenizer.complete([
-            ("bos_token", config.bos_token_id),
-            ("eos_token", config.eos_token_ids.first().copied()),
-            ("pad_token", config.pad_token_id),
-        ]);
+        let tokenizer = directory.tokenizer()?;
         let stored = directory.stored_weights()?;
         let (kind, normalizer, score_range) = match (directory.card()?, ScoreCheckpoint::read(&path.join(CONFIG_FILE))?)
         {
@@ -133,26 +133,6 @@ fn agreed_kind(path: &Path, asked: Option<ModelKind>, own: Option<ModelKind>) ->
             "gives scores, but does not say of what; say which kind it is: reward (more is more helpful) or cost (above 0 is unsafe)".into(),
         ),
     }
-}
-
-/// Chat models may name the tokens that end a turn only where generation is set up.
-fn add_stop_tokens(config: &mut DecoderConfig, directory: &Path) -> Result<(), LmError> {
-    #[derive(Deserialize)]
-    struct GenerationConfig {
-        eos_token_id: Option<OneOrMany>,
-    }
-    let path = directory.join(GENERATION_CONFIG_FILE);
-    if !path.is_file() {
-        return Ok(());
-    }
-    let file: GenerationConfig = parse_json(&read_text(&path, GENERATION_CONFIG_LIMIT_BYTES)?, &path)?;
-    for id in file.eos_token_id.map(Vec::from).unwrap_or_default() {
-        let known = usize::try_from(id).is_ok_and(|id| id < config.vocab_size);
-        if known && !config.eos_token_ids.contains(&id) {
-            config.eos_token_ids.push(id);
-        }
-    }
-    Ok(())
 }
 
 fn no_tokenizer(path: &Path) -> LmError {

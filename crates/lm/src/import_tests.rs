@@ -1,6 +1,8 @@
 //! Directories as other programs write them.
 
 use super::*;
+use crate::directory::GENERATION_CONFIG_FILE;
+use crate::layout::LANGUAGE_MODEL_HEAD;
 use crate::small_model::{config, fresh, tokenizer};
 use crate::{CARD_FILE, Normalizer, ScoreRange, WEIGHTS_FILE, write_safetensors};
 use serde_json::{Value, json};
@@ -128,22 +130,89 @@ fn moments_that_are_missing_or_several_are_named() {
 }
 
 #[test]
-fn tokens_that_end_a_response_are_gathered_from_both_files() {
+fn tokens_that_end_a_response_are_gathered_from_all_files_and_written_to_one() {
     let directory = directory(&fresh(&policy_shapes(&config())), &json!({}));
+    let read = || Import::read(directory.path(), None).map(|model| model.config.eos_token_ids);
     edit(&directory, GENERATION_CONFIG_FILE, &json!({"eos_token_id": [2, 5, 99_999]}));
-    assert_eq!(Import::read(directory.path(), None).unwrap().config.eos_token_ids, [2, 5]);
+    assert_eq!(read().unwrap(), [2, 5]);
     edit(&directory, GENERATION_CONFIG_FILE, &json!({"eos_token_id": 6}));
-    assert_eq!(Import::read(directory.path(), None).unwrap().config.eos_token_ids, [2, 6]);
+    assert_eq!(read().unwrap(), [2, 6]);
     edit(&directory, GENERATION_CONFIG_FILE, &json!({"eos_token_id": "end"}));
-    let error = Import::read(directory.path(), None).unwrap_err().to_string();
+    let error = read().unwrap_err().to_string();
     assert!(error.contains(GENERATION_CONFIG_FILE) && error.contains("eos_token_id"), "{error}");
+    // The tokenizer's own is 2, and answers are trained to end with it.
+    edit(&directory, CONFIG_FILE, &json!({"eos_token_id": 3}));
+    edit(&directory, GENERATION_CONFIG_FILE, &json!({"eos_token_id": 5}));
+    let out = directory.path().join("out");
+    fs::create_dir(&out).unwrap();
+    fs::write(out.join(GENERATION_CONFIG_FILE), "{\"eos_token_id\": 7}").unwrap();
+    let written = Import::read(directory.path(), None).unwrap().write(&out, None).unwrap();
+    assert_eq!(written.config().unwrap().eos_token_ids, [3, 5, 2]);
+    assert!(!out.join(GENERATION_CONFIG_FILE).is_file(), "that of an earlier model");
+}
+
+#[test]
+fn a_head_of_its_own_is_kept_under_a_configuration_that_ties_it() {
+    let mut tensors = fresh(&policy_shapes(&config()));
+    let find = |tensors: &[(String, Tensor)], end: &str| {
+        tensors.iter().find(|(name, _)| name.ends_with(end)).unwrap().1.copy()
+    };
+    let (own, embedding) = (find(&tensors, LANGUAGE_MODEL_HEAD), find(&tensors, "embed_tokens.weight"));
+    let tied = json!({"tie_word_embeddings": true});
+    let source = directory(&tensors, &tied);
+    let written = Import::read(source.path(), None).unwrap().write(&source.path().join("out"), None).unwrap();
+    let config = written.config().unwrap();
+    assert!(!config.tie_word_embeddings);
+    let weights = written.weights(&policy_shapes(&config), Device::Cpu).unwrap();
+    assert!(weights[LANGUAGE_MODEL_HEAD].equal(&own));
+    // The embedding once more is no head of its own.
+    tensors.retain(|(name, _)| name != LANGUAGE_MODEL_HEAD);
+    assert!(Import::read(directory(&tensors, &tied).path(), None).unwrap().config.tie_word_embeddings);
+    tensors.push((LANGUAGE_MODEL_HEAD.into(), embedding));
+    let model = Import::read(directory(&tensors, &tied).path(), None).unwrap();
+    assert!(model.config.tie_word_embeddings && !model.weights.contains_key(LANGUAGE_MODEL_HEAD));
+}
+
+#[test]
+fn numbers_that_are_not_finite_are_neither_read_nor_written() {
+    let mut tensors = fresh(&policy_shapes(&config()));
+    let out = tempfile::tempdir().unwrap();
+    let target = out.path().join("model");
+    let _ = tensors[3].1.fill_(70_000.0);
+    let name = tensors[3].0.clone();
+    let model = Import::read(directory(&tensors, &json!({})).path(), None).unwrap();
+    let error = model.write(&target, Some(Kind::Half)).unwrap_err().to_string();
+    for part in [name.as_str(), "its number 0 is not finite", "bf16"] {
+        assert!(error.contains(part), "{error}");
+    }
+    assert!(!target.is_dir(), "nothing is written");
+    model.write(&target, Some(Kind::BFloat16)).unwrap();
+    for odd in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+        let _ = tensors[3].1.view(-1).narrow(0, 2, 1).fill_(odd);
+        let path = out.path().join(WEIGHTS_FILE);
+        let error = write_safetensors(&path, &tensors, &BTreeMap::new()).unwrap_err().to_string();
+        assert!(error.contains(&name) && error.contains("its number 2 is not finite"), "{odd}: {error}");
+        assert!(!path.is_file());
+    }
+}
+
+#[test]
+fn a_normalizer_that_divides_by_nothing_is_refused() {
+    let normalized = json!({"architectures": ["LlamaForScore"], "score_type": "cost", "do_normalize": true});
+    for variance in [0.0f32, -1.0] {
+        let mut tensors = authors_tensors();
+        tensors.retain(|(name, _)| name != "normalizer.var");
+        tensors.push(("normalizer.var".into(), Tensor::from_slice(&[variance])));
+        let error = Import::read(directory(&tensors, &normalized).path(), None).unwrap_err().to_string();
+        assert!(error.contains("normalizer.var is") && error.contains("do_normalize"), "{error}");
+    }
 }
 
 #[test]
 fn special_tokens_without_a_name_are_those_of_the_configuration() {
     let directory = directory(&fresh(&policy_shapes(&config())), &json!({}));
     edit(&directory, "tokenizer_config.json", &json!({"bos_token": null, "eos_token": null, "pad_token": null}));
-    let tokenizer = ModelDirectory::open(directory.path()).unwrap().tokenizer().unwrap();
+    let tokenizer = Tokenizer::load(directory.path()).unwrap();
     assert_eq!((tokenizer.bos(), tokenizer.eos(), tokenizer.pad()), (None, None, None));
     let model = Import::read(directory.path(), None).unwrap();
     assert_eq!((model.tokenizer.bos(), model.tokenizer.eos(), model.tokenizer.pad()), (Some(1), Some(2), Some(0)));

@@ -82,8 +82,18 @@ impl ScoreCheckpoint {
         };
         Ok(Some(Normalizer {
             mean: if shifts { self.moment("mean", stored)? } else { 0.0 },
-            std: if scales { self.moment("var", stored)?.sqrt() + EPSILON } else { 1.0 },
+            std: if scales { self.deviation(stored)? } else { 1.0 },
         }))
+    }
+
+    fn deviation(&self, stored: &StoredWeights) -> Result<f64, LmError> {
+        let variance = self.moment("var", stored)?;
+        if variance > 0.0 {
+            return Ok(variance.sqrt() + EPSILON);
+        }
+        Err(self.refuse(format!(
+            "do_normalize is true and {NORMALIZER_PREFIX}var is {variance}: scores cannot be divided by nothing; set do_normalize to false"
+        )))
     }
 
     fn moment(&self, name: &str, stored: &StoredWeights) -> Result<f64, LmError> {

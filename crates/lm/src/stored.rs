@@ -41,6 +41,11 @@ pub(crate) struct StoredWeights {
 }
 
 impl StoredWeights {
+    /// Whether `directory` holds weights in a format that is read.
+    pub(crate) fn are_in(directory: &Path) -> bool {
+        [WEIGHTS_FILE, WEIGHTS_INDEX_FILE].iter().any(|name| directory.join(name).is_file())
+    }
+
     /// Opens the weights in `directory` and reads their headers.
     ///
     /// # Errors
@@ -84,8 +89,32 @@ impl StoredWeights {
     /// # Errors
     /// [`LmError::MissingTensor`] if there is none; as [`SafetensorsFile::read`].
     pub(crate) fn read(&self, name: &str, device: Device) -> Result<Tensor, LmError> {
+        let (file, stored) = self.place(name)?;
+        file.read(stored, device)
+    }
+
+    /// How many bytes the tensors `names` take in their files; those that are missing none.
+    pub(crate) fn size_bytes<'a>(&self, names: impl Iterator<Item = &'a str>) -> u64 {
+        let places = names.filter_map(|name| self.place(name).ok());
+        places.map(|(file, stored)| file.size_bytes(stored) as u64).sum()
+    }
+
+    /// Whether a language-model head is stored that is not the tensor `embedding` once more.
+    ///
+    /// # Errors
+    /// [`LmError::File`] if the two cannot be read.
+    pub(crate) fn has_own_head(&self, embedding: &str) -> Result<bool, LmError> {
+        let (Ok((head_file, head)), Ok((file, embedding))) = (self.place(LANGUAGE_MODEL_HEAD), self.place(embedding))
+        else {
+            return Ok(false);
+        };
+        Ok(head_file.shape(head) != file.shape(embedding) || head_file.bytes(head)? != file.bytes(embedding)?)
+    }
+
+    /// The file of the tensor `name`, and its name there.
+    fn place(&self, name: &str) -> Result<(&SafetensorsFile, &str), LmError> {
         let (file, stored) = self.places.get(name).ok_or_else(|| LmError::MissingTensor(name.to_owned()))?;
-        self.files[*file].read(stored, device)
+        Ok((&self.files[*file], stored))
     }
 
     fn name_tensors(&mut self, prefix: &str) -> Result<(), LmError> {

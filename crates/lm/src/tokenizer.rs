@@ -5,8 +5,9 @@
 //! a text that is too long is its caller's decision.
 
 use crate::LmError;
-use crate::chat::{CONVERSATION_TEMPLATE, ChatTemplate};
 use crate::files::{parse_json, read_text, write_text};
+use crate::template::ChatTemplate;
+use crate::tokenizer_file;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -17,12 +18,17 @@ use std::path::Path;
 pub const TOKENIZER_FILE: &str = "tokenizer.json";
 /// Special tokens and chat template in a model directory.
 pub const TOKENIZER_CONFIG_FILE: &str = "tokenizer_config.json";
+/// Where older model directories name special tokens that `tokenizer_config.json` does not.
+pub(crate) const SPECIAL_TOKENS_FILE: &str = "special_tokens_map.json";
 /// Where newer model directories keep the chat template.
 pub const CHAT_TEMPLATE_FILE: &str = "chat_template.jinja";
 
 const TOKENIZER_LIMIT_BYTES: u64 = 128 << 20;
 const TOKENIZER_CONFIG_LIMIT_BYTES: u64 = 8 << 20;
 const CHAT_TEMPLATE_LIMIT_BYTES: u64 = 1 << 20;
+
+/// The special tokens that are read, by their keys.
+const SPECIAL_KEYS: [&str; 4] = ["bos_token", "eos_token", "pad_token", "unk_token"];
 
 /// A tokenizer with its special tokens and chat template. Immutable, and shared between threads by reference.
 #[derive(Debug)]
@@ -33,6 +39,8 @@ pub struct Tokenizer {
     /// `tokenizer_config.json` as it was read, so that saving keeps what is not understood here.
     settings: Map<String, Value>,
     special: BTreeMap<&'static str, SpecialToken>,
+    /// The texts of special tokens that are declared, and are not in the vocabulary.
+    missing: BTreeMap<&'static str, String>,
     pub(crate) template: ChatTemplate,
     pub(crate) origin: String,
     vocab_size: usize,
@@ -46,25 +54,28 @@ struct SpecialToken {
 }
 
 impl Tokenizer {
-    /// Loads `tokenizer.json`, `tokenizer_config.json` and, where there is one, `chat_template.jinja`.
+    /// Loads `tokenizer.json`, `tokenizer_config.json` and, where there are any, `chat_template.jinja` and
+    /// `special_tokens_map.json`.
     ///
     /// # Errors
     /// [`LmError::File`], [`LmError::Json`], [`LmError::Tokenizer`] or [`LmError::Template`], each naming the file.
     pub fn load(directory: &Path) -> Result<Self, LmError> {
         let path = directory.join(TOKENIZER_FILE);
         let text = read_text(&path, TOKENIZER_LIMIT_BYTES)?;
+        tokenizer_file::check(&text).map_err(|message| refuse(&path.display().to_string(), message))?;
         let inner =
             tokenizers::Tokenizer::from_bytes(&text).map_err(|error| refuse(&path.display().to_string(), error))?;
         let path = directory.join(TOKENIZER_CONFIG_FILE);
-        let settings: Map<String, Value> = parse_json(&read_text(&path, TOKENIZER_CONFIG_LIMIT_BYTES)?, &path)?;
+        let mut settings: Map<String, Value> = parse_json(&read_text(&path, TOKENIZER_CONFIG_LIMIT_BYTES)?, &path)?;
+        add_special_tokens(&mut settings, &directory.join(SPECIAL_TOKENS_FILE))?;
         let origin = path.display().to_string();
         let template = directory.join(CHAT_TEMPLATE_FILE);
         let template = if template.is_file() {
             ChatTemplate::compile(read_text(&template, CHAT_TEMPLATE_LIMIT_BYTES)?, &template.display().to_string())?
-        } else if let Some(source) = template_in(&settings) {
+        } else if let Some(source) = template_in(&settings).map_err(|message| refuse(&origin, message))? {
             ChatTemplate::compile(source.to_owned(), &origin)?
         } else {
-            ChatTemplate::compile(CONVERSATION_TEMPLATE.to_owned(), "built-in")?
+            ChatTemplate::built_in()?
         };
         Self::new(inner, settings, template, origin)
     }
@@ -77,31 +88,49 @@ impl Tokenizer {
     ) -> Result<Self, LmError> {
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|error| refuse(&origin, error))?;
-        let mut special = BTreeMap::new();
-        for key in ["bos_token", "eos_token", "pad_token", "unk_token"] {
-            if let Some(text) = special_text(&settings, key).map_err(|message| refuse(&origin, message))? {
-                let id = inner.token_to_id(text).ok_or_else(|| {
-                    refuse(&origin, format!("{key} {text:?} is not in the vocabulary of {TOKENIZER_FILE}; the files do not belong together"))
-                })?;
+        let (mut special, mut missing) = (BTreeMap::new(), BTreeMap::new());
+        for key in SPECIAL_KEYS {
+            let Some(text) = special_text(&settings, key).map_err(|message| refuse(&origin, message))? else {
+                continue;
+            };
+            if let Some(id) = inner.token_to_id(text) {
                 special.insert(key, SpecialToken { text: text.to_owned(), id: i64::from(id) });
+                continue;
             }
+            if template.source().contains(key) {
+                return Err(refuse(&origin, format!("{}, and the chat template needs it", absent(key, text))));
+            }
+            missing.insert(key, text.to_owned());
         }
         let vocab_size = inner.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
         let serialised = inner.to_string(false).map_err(|error| refuse(&origin, error))?;
         let fingerprint = format!("{:x}", Sha256::digest(serialised));
         let mut literal = inner.clone();
         literal.set_encode_special_tokens(true);
-        Ok(Self { inner, literal, settings, special, template, origin, vocab_size, fingerprint })
+        Ok(Self { inner, literal, settings, special, missing, template, origin, vocab_size, fingerprint })
+    }
+
+    /// What somebody who uses this tokenizer should know: that the chat template is not its own, and which special tokens it
+    /// declares and does not have.
+    #[must_use]
+    pub fn notices(&self) -> Vec<String> {
+        let template = self.template.is_built_in().then(|| {
+            format!("{}: no chat template; conversations are written in the format of Safe RLHF", self.origin)
+        });
+        let missing =
+            self.missing.iter().map(|(key, text)| format!("{}: {}; left out", self.origin, absent(key, text)));
+        template.into_iter().chain(missing).collect()
     }
 
     /// Takes over the ids of special tokens that `tokenizer_config.json` does not name, as published models of older
-    /// tokenizer classes leave them out. Ids without a token are passed over.
+    /// tokenizer classes leave them out, or that it names and the vocabulary lacks. Ids without a token are passed over.
     pub(crate) fn complete(&mut self, ids: [(&'static str, Option<i64>); 3]) {
         for (key, id) in ids {
             let text = id.and_then(|id| u32::try_from(id).ok()).and_then(|id| self.inner.id_to_token(id));
             if let (Some(id), Some(text)) = (id, text)
                 && !self.special.contains_key(key)
             {
+                self.missing.remove(key);
                 self.settings.insert(key.into(), json!(text));
                 self.special.insert(key, SpecialToken { text, id });
             }
@@ -188,6 +217,18 @@ impl Tokenizer {
         self.special.get("eos_token").map(|token| token.id)
     }
 
+    /// The token that ends a text, for a use that needs it.
+    ///
+    /// # Errors
+    /// [`LmError::Tokenizer`] if there is none, or the one that is declared is not in the vocabulary.
+    pub fn required_eos(&self) -> Result<i64, LmError> {
+        let message = match self.missing.get("eos_token") {
+            Some(text) => absent("eos_token", text),
+            None => "has no eos_token, so an answer cannot be ended; set one".to_owned(),
+        };
+        self.eos().ok_or_else(|| refuse(&self.origin, message))
+    }
+
     /// The token that fills short rows.
     #[must_use]
     pub fn pad(&self) -> Option<i64> {
@@ -211,6 +252,25 @@ fn refuse(origin: &str, message: impl ToString) -> LmError {
     LmError::Tokenizer { origin: origin.to_owned(), message: message.to_string() }
 }
 
+/// That a declared token is not there.
+fn absent(key: &str, text: &str) -> String {
+    format!("{key} {text:?} is not in the vocabulary of {TOKENIZER_FILE}")
+}
+
+/// Adds the special tokens of the file `path`, if there is one, that `settings` does not name.
+fn add_special_tokens(settings: &mut Map<String, Value>, path: &Path) -> Result<(), LmError> {
+    if !path.is_file() {
+        return Ok(());
+    }
+    let mut named: Map<String, Value> = parse_json(&read_text(path, TOKENIZER_CONFIG_LIMIT_BYTES)?, path)?;
+    for key in SPECIAL_KEYS {
+        if let (Some(value), None | Some(Value::Null)) = (named.remove(key), settings.get(key)) {
+            settings.insert(key.into(), value);
+        }
+    }
+    Ok(())
+}
+
 fn widen(ids: &[u32]) -> Vec<i64> {
     ids.iter().copied().map(i64::from).collect()
 }
@@ -227,12 +287,18 @@ fn special_text<'a>(settings: &'a Map<String, Value>, key: &str) -> Result<Optio
     }
 }
 
-/// A chat template is stored as its text, or as a list of named ones.
-fn template_in(settings: &Map<String, Value>) -> Option<&str> {
-    match settings.get("chat_template")? {
-        Value::String(source) => Some(source),
-        Value::Array(named) => named.iter().find(|each| each["name"] == "default")?["template"].as_str(),
-        _ => None,
+/// A chat template is stored as its text, or as several by name.
+fn template_in(settings: &Map<String, Value>) -> Result<Option<&str>, String> {
+    let default = match settings.get("chat_template") {
+        None | Some(Value::Null) => return Ok(None),
+        Some(Value::String(source)) => return Ok(Some(source)),
+        Some(Value::Array(named)) => named.iter().find(|each| each["name"] == "default").map(|each| &each["template"]),
+        Some(Value::Object(named)) => named.get("default"),
+        Some(_) => None,
+    };
+    match default.and_then(Value::as_str) {
+        Some(source) => Ok(Some(source)),
+        None => Err("chat_template must be a text, or several by name of which one is called \"default\"".into()),
     }
 }
 
@@ -295,23 +361,60 @@ mod tests {
     }
 
     #[test]
-    fn a_special_token_outside_the_vocabulary_is_named() {
+    fn a_special_token_outside_the_vocabulary_refuses_only_what_needs_it() {
         let error = loaded_with(|settings| settings["eos_token"] = json!("<|im_end|>")).unwrap_err().to_string();
-        assert!(
-            error.contains(TOKENIZER_CONFIG_FILE) && error.contains("eos_token") && error.contains("<|im_end|>"),
-            "{error}"
-        );
+        for part in [TOKENIZER_CONFIG_FILE, "eos_token \"<|im_end|>\"", "the chat template needs it"] {
+            assert!(error.contains(part), "{error}");
+        }
+        let tokenizer = loaded_with(|settings| {
+            settings["eos_token"] = json!("<|im_end|>");
+            settings["pad_token"] = json!("[NEW]");
+            settings["chat_template"] = json!("{{ messages[0].content }}");
+        })
+        .unwrap();
+        assert_eq!((tokenizer.eos(), tokenizer.pad()), (None, None));
+        let error = tokenizer.encode_response("a").unwrap_err().to_string();
+        assert!(error.contains("eos_token \"<|im_end|>\" is not in the vocabulary"), "{error}");
+        let notices = tokenizer.notices();
+        assert!(notices.len() == 2 && notices[1].contains("pad_token \"[NEW]\""), "{notices:?}");
+        let mut completed = tokenizer;
+        completed.complete([("bos_token", None), ("eos_token", Some(2)), ("pad_token", None)]);
+        assert_eq!((completed.required_eos().unwrap(), completed.notices().len()), (2, 1));
         let error = loaded_with(|settings| settings["eos_token"] = json!(3)).unwrap_err().to_string();
         assert!(error.contains("eos_token must be a string"), "{error}");
     }
 
     #[test]
-    fn the_default_of_several_named_templates_is_taken() {
-        let tokenizer = loaded_with(|settings| {
-            settings["chat_template"] =
-                json!([{"name": "tools", "template": "a"}, {"name": "default", "template": "b"}]);
-        });
-        assert_eq!(tokenizer.unwrap().template.source(), "b");
+    fn the_default_of_several_named_templates_is_taken_and_a_built_in_one_is_said() {
+        for (named, expected) in [
+            (json!([{"name": "tools", "template": "a"}, {"name": "default", "template": "b"}]), Some("b")),
+            (json!({"default": "b", "tools": "a"}), Some("b")),
+            (json!([{"name": "tools", "template": "a"}]), None),
+            (json!(3), None),
+        ] {
+            match (loaded_with(|settings| settings["chat_template"] = named.clone()), expected) {
+                (Ok(tokenizer), Some(source)) => {
+                    assert_eq!((tokenizer.template.source(), tokenizer.notices()), (source, vec![]), "{named}");
+                }
+                (Err(error), None) => assert!(error.to_string().contains("called \"default\""), "{named}: {error}"),
+                (other, _) => panic!("{named}: {other:?}"),
+            }
+        }
+        let notices = loaded_with(|settings| settings["chat_template"] = Value::Null).unwrap().notices();
+        assert!(notices.len() == 1 && notices[0].contains("no chat template"), "{notices:?}");
+    }
+
+    #[test]
+    fn special_tokens_that_the_settings_do_not_name_are_those_of_the_map() {
+        let (directory, _) = saved();
+        let path = directory.path().join(TOKENIZER_CONFIG_FILE);
+        let mut settings: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+        settings["eos_token"] = Value::Null;
+        fs::write(&path, settings.to_string()).unwrap();
+        let map = json!({"eos_token": {"content": "<eos>"}, "pad_token": "<unk>"});
+        fs::write(directory.path().join(SPECIAL_TOKENS_FILE), map.to_string()).unwrap();
+        let tokenizer = Tokenizer::load(directory.path()).unwrap();
+        assert_eq!((tokenizer.eos(), tokenizer.pad()), (Some(2), Some(0)));
     }
 
     #[test]

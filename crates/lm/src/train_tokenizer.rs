@@ -4,7 +4,7 @@
 //! Every text can be encoded and comes back unchanged, since all 256 bytes are in the vocabulary. The result is a function
 //! of the texts, whatever their order of arrival in threads or hash maps.
 
-use crate::chat::{ChatTemplate, ROLE_TEMPLATE};
+use crate::template::{ChatTemplate, ROLE_TEMPLATE};
 use crate::{LmError, Tokenizer};
 use serde_json::{Map, Value, json};
 use tokenizers::models::bpe::{BPE, BpeTrainer};

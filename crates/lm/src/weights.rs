@@ -3,10 +3,13 @@
 //! Reading takes the header first and then one tensor at a time, so the peak is the model and its largest tensor. A file
 //! is input from outside: its header is limited in size, and its offsets must cover the file exactly, before any memory
 //! is taken for a tensor. Writing is deterministic, byte for byte, and never leaves half a file under the file's name.
+//! A number that is not finite is neither read nor written: what a model computes with one means nothing.
 //! Tensors are stored little-endian, which is the byte order of every machine that libtorch is built for.
 
 use crate::LmError;
-use crate::files::write_complete;
+use crate::files::{open_file, write_complete};
+use crate::finite::first_not_finite;
+use crate::memory::buffer;
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde::Serialize;
@@ -27,7 +30,7 @@ const LENGTH_BYTES: u64 = 8;
 ///
 /// # Errors
 /// [`LmError::File`] if the file cannot be read, [`LmError::Model`] if it is not a whole safetensors file,
-/// [`LmError::StoredTensor`] for a number type that is not supported.
+/// [`LmError::StoredTensor`] for a number type that is not supported, and for a number that is not finite.
 pub fn read_safetensors(path: &Path, device: Device) -> Result<BTreeMap<String, Tensor>, LmError> {
     let file = SafetensorsFile::open(path)?;
     file.names().map(|name| Ok((name.to_owned(), file.read(name, device)?))).collect()
@@ -48,7 +51,7 @@ impl SafetensorsFile {
     /// # Errors
     /// [`LmError::File`] if the file cannot be read, [`LmError::Model`] if it is not a whole safetensors file.
     pub(crate) fn open(path: &Path) -> Result<Self, LmError> {
-        let mut file = File::open(path).map_err(LmError::file("open", path))?;
+        let mut file = open_file(path)?;
         let length = file.metadata().map_err(LmError::file("read", path))?.len();
         let (data_start, header) = read_header(&mut file, length, path)?;
         let tensors = header.tensors().into_iter().map(|(name, info)| (name, info.clone())).collect();
@@ -70,21 +73,38 @@ impl SafetensorsFile {
         self.tensors[name].shape.iter().map(|&size| size as i64).collect()
     }
 
+    /// The bytes of the tensor `name`, which must be one of [`Self::names`].
+    ///
+    /// # Errors
+    /// [`LmError::File`] if they cannot be read, [`LmError::Model`] if there is no memory for them.
+    pub(crate) fn bytes(&self, name: &str) -> Result<Vec<u8>, LmError> {
+        let (start, end) = self.tensors[name].data_offsets;
+        let mut bytes = buffer(end - start, name, &self.path)?;
+        let place = self.data_start + start as u64;
+        self.file.read_exact_at(&mut bytes, place).map_err(LmError::file("read", &self.path))?;
+        Ok(bytes)
+    }
+
+    /// How many bytes the tensor `name` takes, which must be one of [`Self::names`].
+    pub(crate) fn size_bytes(&self, name: &str) -> usize {
+        let (start, end) = self.tensors[name].data_offsets;
+        end - start
+    }
+
     /// Reads the tensor `name`, which must be one of [`Self::names`].
     ///
     /// # Errors
-    /// [`LmError::File`], or [`LmError::StoredTensor`] for a number type that is not supported.
+    /// As [`Self::bytes`]; [`LmError::StoredTensor`] for a number type that is not supported, and for a number that is not
+    /// finite.
     pub(crate) fn read(&self, name: &str, device: Device) -> Result<Tensor, LmError> {
-        let info = &self.tensors[name];
-        let kind = kind_of(info.dtype).ok_or_else(|| LmError::StoredTensor {
-            path: self.path.clone(),
-            tensor: name.to_owned(),
-            message: format!("is stored as {}; convert it to F32, F16, BF16 or I64", info.dtype),
-        })?;
-        let (start, end) = info.data_offsets;
-        let mut bytes = vec![0; end - start];
-        let place = self.data_start + start as u64;
-        self.file.read_exact_at(&mut bytes, place).map_err(LmError::file("read", &self.path))?;
+        let refuse = |message| LmError::StoredTensor { path: self.path.clone(), tensor: name.to_owned(), message };
+        let dtype = self.tensors[name].dtype;
+        let kind = kind_of(dtype)
+            .ok_or_else(|| refuse(format!("is stored as {dtype}; convert it to F32, F16, BF16 or I64")))?;
+        let bytes = self.bytes(name)?;
+        if let Some(place) = first_not_finite(&bytes, kind) {
+            return Err(refuse(format!("its number {place} is not finite: the weights are damaged; fetch them again")));
+        }
         Ok(Tensor::f_from_data_size(&bytes, &self.shape(name), kind)?.f_to_device(device)?)
     }
 }
@@ -126,8 +146,8 @@ fn read_header(reader: &mut impl Read, file_length: u64, path: &Path) -> Result<
 /// is complete and on the disk. Equal input gives equal bytes.
 ///
 /// # Errors
-/// [`LmError::File`] if it cannot be written, [`LmError::StoredTensor`] for a repeated name, a reserved one, or a number
-/// type other than f32, f16, bf16 and i64.
+/// [`LmError::File`] if it cannot be written, [`LmError::StoredTensor`] for a repeated name, a reserved one, a number type
+/// other than f32, f16, bf16 and i64, or a number that is not finite.
 pub fn write_safetensors(
     path: &Path,
     tensors: &[(String, Tensor)],
@@ -167,7 +187,13 @@ pub fn write_safetensors(
         let mut write = |bytes: &[u8]| writer.write_all(bytes).map_err(LmError::file("write", path));
         write(&(header.len() as u64).to_le_bytes())?;
         write(&header)?;
-        ordered.iter().try_for_each(|(_, _, tensor)| write(&tensor_bytes(tensor)?))
+        ordered.iter().try_for_each(|(_, name, tensor)| {
+            let bytes = tensor_bytes(tensor)?;
+            match first_not_finite(&bytes, tensor.f_kind()?) {
+                Some(place) => Err(refuse(name, format!("its number {place} is not finite, so it is not written"))),
+                None => write(&bytes),
+            }
+        })
     })
 }
 
@@ -206,7 +232,7 @@ pub fn sha256_of_tensors<'a>(tensors: impl IntoIterator<Item = (&'a str, &'a Ten
 }
 
 /// A tensor's numbers in row-major order, as stored.
-fn tensor_bytes(tensor: &Tensor) -> Result<Vec<u8>, LmError> {
+pub(crate) fn tensor_bytes(tensor: &Tensor) -> Result<Vec<u8>, LmError> {
     let tensor = tensor.f_detach()?.f_to_device(Device::Cpu)?.f_contiguous()?;
     let mut bytes = vec![0; tensor.numel() * tensor.f_kind()?.elt_size_in_bytes()];
     tensor.f_copy_data_u8(&mut bytes, tensor.numel())?;

@@ -28,6 +28,7 @@ pub(super) struct ConfigFile {
     /// Where newer files keep `rope_theta` and what used to be `rope_scaling`.
     rope_parameters: Option<Rope>,
     rope_scaling: Option<Rope>,
+    partial_rotary_factor: Option<f64>,
     tie_word_embeddings: Option<bool>,
     #[serde(alias = "activation_function")]
     hidden_act: Option<String>,
@@ -206,7 +207,22 @@ impl ConfigFile {
                     rope.kind()
                 ),
             );
-            let share = rope.partial_rotary_factor.unwrap_or(1.0);
+            let factor = rope.factor.filter(|factor| rope.kind() == "default" && *factor != 1.0);
+            problems.require(
+                factor.is_none(),
+                key,
+                format!(
+                    "has factor {} and no type that says how it stretches; name the type, or use a model without stretched positions",
+                    factor.unwrap_or(1.0)
+                ),
+            );
+        }
+        for (key, share) in [
+            ("partial_rotary_factor", self.partial_rotary_factor),
+            ("rope_scaling", self.rope_scaling.as_ref().and_then(|rope| rope.partial_rotary_factor)),
+            ("rope_parameters", self.rope_parameters.as_ref().and_then(|rope| rope.partial_rotary_factor)),
+        ] {
+            let share = share.filter(|_| architecture.is_rotary()).unwrap_or(1.0);
             problems.require(
                 share == 1.0,
                 key,

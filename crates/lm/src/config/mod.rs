@@ -168,6 +168,18 @@ impl DecoderConfig {
         file
     }
 
+    /// The same with more tokens that end a text, behind those that there are.
+    #[must_use]
+    pub fn with_end_tokens(&self, tokens: impl IntoIterator<Item = i64>) -> Self {
+        let mut config = self.clone();
+        for token in tokens {
+            if !config.eos_token_ids.contains(&token) {
+                config.eos_token_ids.push(token);
+            }
+        }
+        config
+    }
+
     /// Width of one attention head.
     #[must_use]
     pub fn head_dim(&self) -> usize {

@@ -15,6 +15,8 @@ pub use quantization::Quantization;
 pub use value::Value;
 
 use crate::LmError;
+use crate::files::open_file;
+use crate::memory::buffer;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::BufReader;
@@ -38,7 +40,7 @@ impl GgufFile {
     /// [`LmError::File`] if it cannot be read, [`LmError::Model`] if it is not a whole GGUF file,
     /// [`LmError::StoredTensor`] for a tensor that cannot be read.
     pub fn open(path: &Path) -> Result<Self, LmError> {
-        let file = File::open(path).map_err(LmError::file("open", path))?;
+        let file = open_file(path)?;
         let length = file.metadata().map_err(LmError::file("read", path))?.len();
         let header = header::read(BufReader::new(&file), length, path)?;
         Ok(Self { path: path.to_owned(), file, metadata: header.metadata, tensors: header.tensors })
@@ -59,12 +61,20 @@ impl GgufFile {
     /// The tensor called `name`, as float32 on the CPU.
     ///
     /// # Errors
-    /// [`LmError::MissingTensor`] if there is none, [`LmError::File`] if it cannot be read.
+    /// [`LmError::MissingTensor`] if there is none, [`LmError::File`] if it cannot be read, [`LmError::StoredTensor`] for a
+    /// number that is not finite.
     pub fn read(&self, name: &str) -> Result<Tensor, LmError> {
         let place = self.tensors.get(name).ok_or_else(|| LmError::MissingTensor(name.to_owned()))?;
-        let mut bytes = vec![0; place.bytes];
+        let mut bytes = buffer(place.bytes, name, &self.path)?;
         self.file.read_exact_at(&mut bytes, place.start).map_err(LmError::file("read", &self.path))?;
         let numbers = place.quantization.dequantize(&bytes);
+        if let Some(place) = numbers.iter().position(|number| !number.is_finite()) {
+            return Err(LmError::StoredTensor {
+                path: self.path.clone(),
+                tensor: name.to_owned(),
+                message: format!("its number {place} is not finite: the weights are damaged; fetch them again"),
+            });
+        }
         Ok(Tensor::f_from_slice(&numbers)?.f_view(place.shape.as_slice())?)
     }
 

@@ -6,6 +6,7 @@
 
 use super::{GgufFile, TensorPlace, Value};
 use crate::layout::policy_shapes;
+use crate::memory::buffer;
 use crate::{Architecture, DecoderConfig, LmError, RopeScaling};
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::FileExt;
@@ -17,6 +18,27 @@ const OUTPUT: &str = "output.weight";
 const ROTARY_FACTORS: &str = "rope_freqs.weight";
 /// How far the factors may be from those that their formula gives.
 const FACTOR_TOLERANCE: f64 = 1e-3;
+
+/// What may name a token that ends an answer.
+const END_TOKENS: [&str; 3] =
+    ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"];
+
+/// Keys of a family with the values of each that change nothing.
+const NUMBERS_THAT_CHANGE_THE_MODEL: [(&str, &[f64]); 10] = [
+    // What older files have for a linear factor.
+    ("rope.scale_linear", &[0.0, 1.0]),
+    ("rope.scaling.attn_factor", &[1.0]),
+    ("attention.clamp_kqv", &[0.0]),
+    ("attention.max_alibi_bias", &[0.0]),
+    ("attention.scale", &[0.0]),
+    ("attn_logit_softcapping", &[0.0]),
+    ("final_logit_softcapping", &[0.0]),
+    ("logit_scale", &[0.0, 1.0]),
+    ("embedding_scale", &[0.0, 1.0]),
+    ("residual_scale", &[0.0, 1.0]),
+];
+/// The same of keys that are true or false.
+const FLAGS_THAT_CHANGE_THE_MODEL: [(&str, bool); 2] = [("attention.causal", true), ("use_parallel_residual", false)];
 
 impl GgufFile {
     /// The shape of the decoder.
@@ -37,6 +59,7 @@ impl GgufFile {
         if self.size(&key("expert_count"))?.is_some_and(|count| count > 0) {
             return Err(self.refuse("is a mixture of experts, which cannot be computed here; use a dense model"));
         }
+        self.check_settings(family)?;
         let sliding_window = self.size(&key("attention.sliding_window"))?.filter(|window| *window > 0);
         let num_attention_heads = needed("attention.head_count")?;
         let epsilon = match architecture {
@@ -67,7 +90,7 @@ impl GgufFile {
             eos_token_ids: Vec::new(),
             pad_token_id: self.token_id("tokenizer.ggml.padding_token_id")?,
         };
-        for key in ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id"] {
+        for key in END_TOKENS {
             config.eos_token_ids.extend(self.token_id(key)?.filter(|id| !config.eos_token_ids.contains(id)));
         }
         self.check_heads(family, &config)?;
@@ -146,7 +169,7 @@ impl GgufFile {
             return Ok(false);
         }
         let bytes = |place: &TensorPlace| {
-            let mut bytes = vec![0; place.bytes];
+            let mut bytes = buffer(place.bytes, EMBEDDING, &self.path)?;
             self.file.read_exact_at(&mut bytes, place.start).map_err(LmError::file("read", &self.path))?;
             Ok::<_, LmError>(bytes)
         };
@@ -167,6 +190,28 @@ impl GgufFile {
         Ok(())
     }
 
+    /// Refuses settings that change what is computed, in a way that is not implemented.
+    fn check_settings(&self, family: &str) -> Result<(), LmError> {
+        let refuse = |key: &str, value: &dyn std::fmt::Display| {
+            Err(self.refuse(format!(
+                "metadata key {key} is {value}, which changes what the model computes and is not implemented here; use another model"
+            )))
+        };
+        for (name, neutral) in NUMBERS_THAT_CHANGE_THE_MODEL {
+            let key = format!("{family}.{name}");
+            if let Some(number) = self.float(&key)?.filter(|number| !neutral.contains(number)) {
+                return refuse(&key, &number);
+            }
+        }
+        for (name, neutral) in FLAGS_THAT_CHANGE_THE_MODEL {
+            let key = format!("{family}.{name}");
+            if let Some(flag) = self.flag(&key)?.filter(|flag| *flag != neutral) {
+                return refuse(&key, &flag);
+            }
+        }
+        Ok(())
+    }
+
     /// How positions are stretched. The file has only what comes of it, a factor for each frequency: the one rule that is
     /// in use for LLaMA 3 is tried on them.
     fn rope_scaling(&self, family: &str, config: &DecoderConfig) -> Result<Option<RopeScaling>, LmError> {
@@ -174,6 +219,16 @@ impl GgufFile {
         if !matches!(kind, "none" | "llama3") {
             return Err(self
                 .refuse(format!("stretches positions by the rule {kind:?}; use a model without stretched positions")));
+        }
+        // Without a type the factor is a linear one, as llama.cpp has it; of files that say none, it has no effect.
+        let key = format!("{family}.rope.scaling.factor");
+        let says_none = self.text(&format!("{family}.rope.scaling.type"))? == Some("none");
+        if let Some(factor) = self.float(&key)?.filter(|factor| !says_none && *factor != 1.0 && *factor != 0.0)
+            && kind != "llama3"
+        {
+            return Err(self.refuse(format!(
+                "stretches positions: metadata key {key} is {factor}, a linear rule; use a model without stretched positions"
+            )));
         }
         let Some(place) = self.tensors.get(ROTARY_FACTORS) else { return Ok(None) };
         let half = config.head_dim() / 2;

@@ -151,6 +151,29 @@ fn a_model_of_every_family_comes_back_from_gguf() {
 }
 
 #[test]
+fn settings_that_change_nothing_are_let_through() {
+    let config = config(Architecture::Llama);
+    for builder in [
+        model(&config).0.float("llama.rope.scaling.factor", 1.0),
+        model(&config).0.text("llama.rope.scaling.type", "none").float("llama.rope.scaling.factor", 4.0),
+        model(&config).0.float("llama.rope.scale_linear", 1.0).flag("llama.attention.causal", true),
+    ] {
+        let (_directory, file) = builder.open().unwrap();
+        assert_eq!(file.config().unwrap(), config);
+    }
+}
+
+#[test]
+fn numbers_in_a_file_that_are_not_finite_are_named_with_their_tensor() {
+    for odd in [f32::NAN, f32::INFINITY] {
+        let bytes = [1.0f32, odd].map(f32::to_le_bytes).concat();
+        let (_directory, file) = Builder::default().tensor("a.weight", &[2], 0, &bytes).open().unwrap();
+        let error = file.read("a.weight").unwrap_err().to_string();
+        assert!(error.contains("tensor a.weight: its number 1 is not finite"), "{error}");
+    }
+}
+
+#[test]
 fn a_head_that_repeats_the_embedding_is_tied() {
     let tied = config(Architecture::Qwen2);
     let (builder, weights) = model(&tied);
@@ -204,6 +227,13 @@ fn what_cannot_be_computed_is_refused_by_name() {
     check(whole().unsigned("llama.expert_count", 8), "mixture of experts");
     check(whole().unsigned("llama.rope.dimension_count", 4), "llama.rope.dimension_count is 4");
     check(whole().text("llama.rope.scaling.type", "yarn"), "\"yarn\"");
+    check(whole().text("llama.rope.scaling.type", "linear"), "\"linear\"");
+    check(whole().float("llama.rope.scaling.factor", 4.0), "llama.rope.scaling.factor is 4");
+    check(whole().float("llama.rope.scale_linear", 2.0), "llama.rope.scale_linear is 2");
+    check(whole().float("llama.rope.scaling.attn_factor", 1.5), "llama.rope.scaling.attn_factor is 1.5");
+    check(whole().float("llama.attention.clamp_kqv", 8.0), "llama.attention.clamp_kqv is 8");
+    check(whole().float("llama.logit_scale", 0.5), "llama.logit_scale is 0.5");
+    check(whole().flag("llama.attention.causal", false), "llama.attention.causal is false");
     check(whole().tensor("blk.0.attn_q.bias", &[24], 0, &[0; 96]), "tensor blk.0.attn_q.bias");
     check(tokenizer_part(metadata_part(&config)), "lacks the tensor token_embd.weight");
     let embedding_alone = metadata_part(&config).tensor("token_embd.weight", &[14, 16], 0, &[0; 896]);

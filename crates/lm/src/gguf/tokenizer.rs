@@ -5,7 +5,7 @@
 
 use super::{GgufFile, Value};
 use crate::LmError;
-use crate::chat::{CONVERSATION_TEMPLATE, ChatTemplate};
+use crate::template::ChatTemplate;
 use crate::tokenizer::{TOKENIZER_CONFIG_FILE, Tokenizer};
 use serde_json::{Map, Value as Json, json};
 use std::collections::HashMap;
@@ -57,11 +57,13 @@ impl GgufFile {
         file["padding"] = Json::Null;
         file["added_tokens"] = added_tokens(&vocabulary);
         let origin = self.path.display().to_string();
-        let inner = tokenizers::Tokenizer::from_bytes(file.to_string())
+        let text = file.to_string();
+        crate::tokenizer_file::check(&text).map_err(|message| self.refuse(message))?;
+        let inner = tokenizers::Tokenizer::from_bytes(text)
             .map_err(|error| self.refuse(format!("its tokenizer does not work: {error}")))?;
         let template = match self.text("tokenizer.chat_template")? {
             Some(source) => ChatTemplate::compile(source.to_owned(), &origin)?,
-            None => ChatTemplate::compile(CONVERSATION_TEMPLATE.to_owned(), "built-in")?,
+            None => ChatTemplate::built_in()?,
         };
         Tokenizer::new(inner, self.settings(&vocabulary)?, template, format!("{origin} ({TOKENIZER_CONFIG_FILE})"))
     }

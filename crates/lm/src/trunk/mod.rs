@@ -80,9 +80,11 @@ impl Trunk {
             let padded = Padded::by_length(sequences, self.window)?;
             return self.run(hidden, wanted, |_, heads| padded.attend(heads, &self.positions, |_, _| Ok(())));
         }
+        let longest = sequences.lengths().iter().max().copied().unwrap_or(0);
+        let tables = self.positions.rotary_tables(longest)?;
         self.run(hidden, wanted, |_, Heads { query, key, value, size }| {
-            let (starts, rotary) = (sequences.starts(), self.positions.rotary_tables());
-            let packing = Packing { starts, rotary, window: self.window, head_size: *size };
+            let rotary = tables.as_ref().map(|(cosine, sine)| (cosine, sine));
+            let packing = Packing { starts: sequences.starts(), rotary, window: self.window, head_size: *size };
             Ok(sequence_attention(query, key, value, &packing)?)
         })
     }
@@ -109,7 +111,7 @@ impl Trunk {
         step: &crate::cache::Step,
         cache: &mut KvCache,
     ) -> Result<Tensor, LmError> {
-        let turn = self.positions.at(&step.positions)?;
+        let turn = self.positions.at(&step.positions, step.span())?;
         self.run(self.embed(tokens, &step.positions)?, None, |layer, heads| {
             let split = |tensor: &Tensor| tensor.f_view([tensor.size()[0], -1, 1, heads.size]);
             let (query, key) = (turn.apply(split(&heads.query)?)?, turn.apply(split(&heads.key)?)?);

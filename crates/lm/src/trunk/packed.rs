@@ -51,10 +51,12 @@ impl Trunk {
         cache: &mut KvCache,
     ) -> Result<Tensor, LmError> {
         let hidden = self.embed(&Tensor::f_from_slice(tokens)?, &Tensor::f_from_slice(places.positions)?)?;
+        let length = places.positions.iter().max().map_or(0, |last| last + 1);
+        let tables = self.positions.rotary_tables(length)?;
         let decoder = Decoder {
             blocks: self.blocks.iter().zip(&packed.0).map(|(block, packed)| packed.beside(block)).collect(),
             norm: self.norm.view(),
-            rotary: self.positions.rotary_tables(),
+            rotary: tables.as_ref().map(|(cosine, sine)| (cosine, sine)),
             window: self.window,
         };
         Ok(decoder.forward(hidden, places, &mut cache.layers())?)
