@@ -114,6 +114,34 @@ fn shape_of(name: &str, all: &[Projection], rank: i64, weights: &BTreeMap<String
     }
 }
 
+/// Keys that do not change what adapters compute, beside those of [`AdapterFile`].
+const HARMLESS_KEYS: [&str; 20] = [
+    "auto_mapping",
+    "base_model_name_or_path",
+    "ensure_weight_tying",
+    "eva_config",
+    "exclude_modules",
+    "fan_in_fan_out",
+    "inference_mode",
+    "layers_pattern",
+    "layers_to_transform",
+    "lora_dropout",
+    "megatron_core",
+    "modules_to_save",
+    "peft_version",
+    "qalora_group_size",
+    "revision",
+    "runtime_config",
+    "target_modules",
+    "task_type",
+    // Read where adapters begin alone; which of those change the model is in `init_lora_weights`.
+    "corda_config",
+    "loftq_config",
+];
+/// How adapters may begin so that the model that they were trained on is the one that they are merged into. PiSSA, OLoRA,
+/// CorDA and LoftQ change its weights first.
+const HARMLESS_BEGINNINGS: [&str; 3] = ["gaussian", "eva", "orthogonal"];
+
 /// The part of an `adapter_config.json` that says what is computed.
 #[derive(Deserialize)]
 struct AdapterFile {
@@ -124,26 +152,50 @@ struct AdapterFile {
     use_rslora: bool,
     #[serde(default)]
     use_dora: bool,
+    #[serde(default)]
+    init_lora_weights: Value,
     bias: Option<String>,
     rank_pattern: Option<Map<String, Value>>,
     alpha_pattern: Option<Map<String, Value>>,
+    #[serde(flatten)]
+    others: Map<String, Value>,
 }
 
 impl AdapterFile {
     fn read(path: &Path) -> Result<Self, LmError> {
         let file: Self = parse_json(&read_text(path, CONFIG_LIMIT_BYTES)?, path)?;
         let given = |pattern: &Option<Map<String, Value>>| pattern.as_ref().is_some_and(|pattern| !pattern.is_empty());
+        let begins_otherwise = match &file.init_lora_weights {
+            Value::Null | Value::Bool(_) => false,
+            Value::String(name) => !HARMLESS_BEGINNINGS.contains(&name.as_str()),
+            _ => true,
+        };
         let reasons = [
             (file.peft_type != "LORA", format!("peft_type must be \"LORA\", is {:?}", file.peft_type)),
             (file.r < 1, format!("r must be at least 1, is {}", file.r)),
+            (!file.lora_alpha.is_finite(), "lora_alpha must be a number".to_owned()),
             (file.use_dora, "use_dora must be false: only plain LoRA is computed here".to_owned()),
             (file.bias.as_deref().is_some_and(|bias| bias != "none"), "bias must be \"none\"".to_owned()),
             (given(&file.rank_pattern), "rank_pattern must be empty: all adapters have one rank".to_owned()),
             (given(&file.alpha_pattern), "alpha_pattern must be empty: all adapters have one scale".to_owned()),
+            (
+                begins_otherwise,
+                format!(
+                    "init_lora_weights is {}, which changes the weights beneath the adapters before training; convert them to plain LoRA with PEFT (path_initial_model_for_weight_conversion)",
+                    file.init_lora_weights
+                ),
+            ),
         ];
-        match reasons.into_iter().find(|(wrong, _)| *wrong) {
-            Some((_, message)) => Err(LmError::Model { path: path.to_owned(), message }),
+        let refuse = |message: String| LmError::Model { path: path.to_owned(), message };
+        if let Some((_, message)) = reasons.into_iter().find(|(wrong, _)| *wrong) {
+            return Err(refuse(message));
+        }
+        let mut others = file.others.iter();
+        match others.find(|(key, value)| !HARMLESS_KEYS.contains(&key.as_str()) && !is_off(value)) {
             None => Ok(file),
+            Some((key, value)) => {
+                Err(refuse(format!("{key} is {value}, and such adapters are not computed here; merge them with PEFT")))
+            }
         }
     }
 
@@ -151,5 +203,70 @@ impl AdapterFile {
     fn scale(&self) -> f64 {
         let rank = self.r as f64;
         self.lora_alpha / if self.use_rslora { rank.sqrt() } else { rank }
+    }
+}
+
+/// Whether an option of this value is switched off. What a library adds to its options is off unless it is asked for; the
+/// name of a module, as in `megatron_core`, is no such option.
+fn is_off(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::Array(values) => values.is_empty(),
+        Value::Object(values) => values.is_empty(),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What PEFT 0.21 writes for plain adapters, with `changes`.
+    fn read(changes: &Value) -> Result<AdapterFile, LmError> {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(ADAPTER_CONFIG_FILE);
+        let mut file = json!({
+            "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 8, "lora_dropout": 0.1,
+            "bias": "none", "init_lora_weights": true, "rank_pattern": {}, "alpha_pattern": {}, "lora_bias": false,
+            "target_modules": ["q_proj"], "megatron_core": "megatron.core", "megatron_config": null,
+            "qalora_group_size": 16, "use_qalora": false, "loftq_config": {}, "layer_replication": null,
+            "peft_version": "0.21.2", "revision": "main", "inference_mode": true, "use_dora": false,
+        });
+        file.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+        fs::write(&path, file.to_string()).unwrap();
+        AdapterFile::read(&path)
+    }
+
+    #[test]
+    fn options_that_change_the_model_are_refused_by_name_and_others_read() {
+        for changes in [
+            json!({}),
+            json!({"init_lora_weights": false}),
+            json!({"init_lora_weights": "gaussian"}),
+            json!({"a_new_option": null, "another": false, "a_third": {}, "a_fourth": []}),
+        ] {
+            assert_eq!(read(&changes).unwrap().scale(), 2.0, "{changes}");
+        }
+        for (changes, expected) in [
+            (json!({"init_lora_weights": "pissa"}), "init_lora_weights is \"pissa\""),
+            (json!({"init_lora_weights": "pissa_niter_16"}), "init_lora_weights"),
+            (json!({"init_lora_weights": "olora"}), "init_lora_weights"),
+            (json!({"init_lora_weights": "corda"}), "init_lora_weights"),
+            (json!({"init_lora_weights": "loftq"}), "init_lora_weights"),
+            (json!({"use_dora": true}), "use_dora"),
+            (json!({"use_qalora": true}), "use_qalora is true"),
+            (json!({"lora_bias": true}), "lora_bias is true"),
+            (json!({"layer_replication": [[0, 2], [1, 3]]}), "layer_replication"),
+            (json!({"alora_invocation_tokens": [1, 2]}), "alora_invocation_tokens"),
+            (json!({"trainable_token_indices": [5]}), "trainable_token_indices"),
+            (json!({"target_parameters": ["mlp.experts"]}), "target_parameters"),
+            (json!({"arrow_config": {"top_k": 2}}), "arrow_config"),
+            (json!({"a_new_option": "on"}), "a_new_option is \"on\""),
+            (json!({"bias": "all"}), "bias"),
+            (json!({"rank_pattern": {"q_proj": 2}}), "rank_pattern"),
+        ] {
+            let error = read(&changes).map(drop).unwrap_err().to_string();
+            assert!(error.contains(ADAPTER_CONFIG_FILE) && error.contains(expected), "{changes}: {error}");
+        }
     }
 }
