@@ -28,14 +28,26 @@ pub(crate) fn supervised(_: &Source, value: &Value, origin: Origin) -> Result<Su
     Ok(SupervisedRow { prompt: instruction(&fields)?, response: fields.text("output")?.to_owned(), origin })
 }
 
+/// The prompt in the field `prompt` of an object, or of a row that is a text: text, a transcript, or a list of turns, as
+/// everywhere where prompts are read.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn prompt_of(value: &Value) -> Result<Vec<Turn>, BadRow> {
+    match value {
+        Value::String(text) => prompt_from_text(text, "prompt"),
+        value => Fields::of(value)?.conversation("prompt"),
+    }
+}
+
 /// The prompt of a row of any format.
 pub(crate) fn prompt(source: &Source, value: &Value, origin: Origin) -> Result<PromptRow, BadRow> {
-    if let (Format::Prompts, Value::String(text)) = (source.format, value) {
-        return Ok(PromptRow { prompt: prompt_from_text(text, "prompt")?, kind: None, origin });
+    if let (Format::Prompts, Value::String(_)) = (source.format, value) {
+        return Ok(PromptRow { prompt: prompt_of(value)?, kind: None, origin });
     }
     let fields = Fields::of(value)?;
     let prompt = match source.format {
-        Format::Pku | Format::Prompts => fields.conversation("prompt")?,
+        Format::Pku | Format::Prompts => prompt_of(value)?,
         Format::Hh => hh_pair(&fields, source.label, origin.clone())?.prompt,
         Format::Alpaca => instruction(&fields)?,
     };

@@ -21,6 +21,7 @@ pub mod world;
 mod write;
 
 pub use error::{BadRow, DataError};
+pub use formats::prompt_of;
 pub use read::{Read, SkipCounts, SourceCounts, read_preferences, read_prompts, read_supervised};
 pub use rows::{HasPrompt, Origin, PreferenceRow, PromptRow, Role, SupervisedRow, Turn};
 pub use source::{BadRowPolicy, Format, PairLabel, Source};

@@ -1,6 +1,6 @@
 //! A file as a sequence of JSON values. Owns layouts (`.jsonl`, `.json`, `.gz`) and limits; knows nothing of rows.
 //!
-//! Memory is bounded: a line above its limit is passed over unread, and a file that decompresses to more than the
+//! A byte-order mark at the beginning of a file is passed over. Memory is bounded: a line above its limit is passed over unread, and a file that decompresses to more than the
 //! file limit is refused. What concerns one line is a [`BadRow`] beside its line number; what concerns the file is a
 //! [`DataError`] that ends the sequence.
 
@@ -90,7 +90,7 @@ fn array(mut bytes: Take<Box<dyn Read>>, path: &Path, limit_bytes: u64) -> Resul
     if bytes.limit() == 0 {
         return Err(DataError::TooLarge { path: path.to_owned(), limit_bytes });
     }
-    let values: Vec<Value> = serde_json::from_slice(&text)
+    let values: Vec<Value> = serde_json::from_slice(without_byte_order_mark(&text))
         .map_err(|error| DataError::BrokenArray { path: path.to_owned(), detail: error.to_string() })?;
     Ok(Box::new((1..).zip(values).map(|(row, value)| Ok((row, Ok(value))))))
 }
@@ -117,6 +117,10 @@ impl Lines {
                 return Ok(None);
             }
             self.line += 1;
+            if self.line == 1 {
+                let mark = self.buffer.len() - without_byte_order_mark(&self.buffer).len();
+                self.buffer.drain(..mark);
+            }
             let value = if too_long {
                 Err(BadRow::LineTooLong { limit_bytes: self.limits.line_bytes })
             } else {
@@ -147,6 +151,11 @@ impl Iterator for Lines {
     fn next(&mut self) -> Option<Self::Item> {
         self.record().transpose()
     }
+}
+
+/// `bytes` without what some editors write before the first letter of a UTF-8 file.
+pub(crate) fn without_byte_order_mark(bytes: &[u8]) -> &[u8] {
+    bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes)
 }
 
 fn parse(line: &[u8]) -> Result<Value, BadRow> {
@@ -194,6 +203,20 @@ mod tests {
                 vec![(numbers[0], Ok(serde_json::json!({"a": 1}))), (numbers[1], Ok(serde_json::json!([2])))];
             assert_eq!(read(&path, LIMITS).unwrap(), expected, "{name}");
         }
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_no_part_of_the_first_row() {
+        let mark = "\u{feff}".as_bytes();
+        for (name, content) in [("x.jsonl", &b"\"a\"\n\"b\"\n"[..]), ("x.json", b"[\"a\", \"b\"]")] {
+            let marked = [mark, content].concat();
+            for (name, content) in [(name.to_owned(), marked.clone()), (format!("{name}.gz"), gzip(&marked))] {
+                let (_directory, path) = file(&name, &content);
+                assert_eq!(read(&path, LIMITS).unwrap(), [(1, Ok("a".into())), (2, Ok("b".into()))], "{name}");
+            }
+        }
+        let (_directory, path) = file("empty.jsonl", &[mark, b"\n\"a\"\n"].concat());
+        assert_eq!(read(&path, LIMITS).unwrap(), [(2, Ok("a".into()))]);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! A world on disk: data files in the formats of this crate's readers, and a tokenizer in the Hugging Face layout.
 
 use super::{World, WorldConfig};
+use crate::records::without_byte_order_mark;
 use crate::{DataError, Split, write_preferences, write_prompts, write_supervised};
 use serde_json::{Map, Value, json};
 use std::fs;
@@ -43,8 +44,11 @@ impl World {
     /// When `world.json` is missing there or is no world's configuration.
     pub fn load(directory: &Path) -> Result<Self, DataError> {
         let path = directory.join("world.json");
+        if fs::metadata(&path).is_ok_and(|metadata| !metadata.is_file()) {
+            return Err(DataError::NotAFile { path });
+        }
         let text = fs::read(&path).map_err(|source| failed("read", &path, source))?;
-        let config: WorldConfig = serde_json::from_slice(&text)
+        let config: WorldConfig = serde_json::from_slice(without_byte_order_mark(&text))
             .map_err(|error| DataError::BrokenWorld { path, detail: error.to_string() })?;
         Self::new(config)
     }
