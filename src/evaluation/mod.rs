@@ -109,6 +109,13 @@ impl Examiner {
         let costs = self.costs.iter().map(|judge| judge.score(&rollouts, budget)).collect::<Result<Vec<_>, _>>()?;
         let answer = |(index, rollout): (usize, &Rollout)| {
             let costs: Vec<f64> = costs.iter().map(|scores| f64::from(scores[index])).collect();
+            let numbers = costs.iter().chain(std::iter::once(&f64::from(rewards[index]))).copied().collect::<Vec<_>>();
+            if let Some(odd) = numbers.iter().find(|number| !number.is_finite()) {
+                return Err(Failure::run(format!(
+                    "{}: a score of an answer to this prompt is {odd}, not a finite number; look at the weights of policy and score models",
+                    row(rollout.prompt.ordinal).origin
+                )));
+            }
             let record = ResponseRecord {
                 model: name.to_owned(),
                 decoding,

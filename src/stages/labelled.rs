@@ -1,7 +1,7 @@
 //! What the stages that learn from labelled rows share: their rows are read, split, and encoded for the model that the
 //! stage begins with.
 
-use super::{note_skipped, note_too_long};
+use super::{note_notices, note_same_tokens, note_skipped, note_too_long};
 use crate::failure::Failure;
 use saddle_data::{
     BadRowPolicy, DataError, HasPrompt, PreferenceRow, Read, Source, SupervisedRow, Turn, read_preferences,
@@ -87,10 +87,12 @@ impl<T: HasPrompt, R> Material<T, R> {
             sources => (train, read(sources)?),
         };
         let start = Start::new(model, || train.iter().flat_map(self.texts).collect(), seed, device)?;
+        note_notices(&start.tokenizer, observer);
         let max_tokens = data.max_tokens.min(start.max_tokens());
         let mut encode = |rows: &[T], name: &str| {
             let encoded = (self.encode)(&start.tokenizer, rows, max_tokens)?;
             note_too_long(encoded.too_long, max_tokens, observer);
+            note_same_tokens(encoded.same_tokens, observer);
             if encoded.rows.is_empty() {
                 let label = self.label.map_or_else(String::new, |label| format!(" with {label}"));
                 return Err(Failure::usage(format!(

@@ -20,7 +20,7 @@ pub(crate) use watched::Watch;
 
 use crate::failure::Failure;
 use saddle_data::SkipCounts;
-use saddle_lm::{Decoder, DecoderHead, LoraConfig, write_adapter};
+use saddle_lm::{Decoder, DecoderHead, LoraConfig, Tokenizer, write_adapter};
 use saddle_store::RunDirectory;
 use saddle_training::Observer;
 use std::path::Path;
@@ -71,6 +71,17 @@ fn require_rows(batch_rows: usize, rows: usize) -> Result<(), Failure> {
 fn note_skipped(skipped: &SkipCounts, observer: &mut dyn Observer) {
     if skipped.total() > 0 {
         observer.note(&skipped.to_string());
+    }
+}
+
+/// Tells what somebody who uses this tokenizer should know.
+fn note_notices(tokenizer: &Tokenizer, observer: &mut dyn Observer) {
+    tokenizer.notices().iter().for_each(|notice| observer.note(notice));
+}
+
+fn note_same_tokens(pairs: usize, observer: &mut dyn Observer) {
+    if pairs > 0 {
+        observer.note(&format!("left out {pairs} pairs whose responses are the same tokens"));
     }
 }
 

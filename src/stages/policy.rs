@@ -199,11 +199,10 @@ fn read_ptx(
     Ok(encoded.rows)
 }
 
-/// The tokens that end a response: those of the model's configuration, else the tokenizer's own.
+/// The tokens that end a response: those of the model's configuration and the tokenizer's own, which responses are trained to
+/// end with.
 pub(crate) fn stop_tokens(policy: &saddle_lm::Policy, tokenizer: &Tokenizer) -> Result<Vec<i64>, Failure> {
-    let configured = &policy.config().eos_token_ids;
-    let tokens: Vec<i64> =
-        if configured.is_empty() { tokenizer.eos().into_iter().collect() } else { configured.clone() };
+    let tokens = policy.config().with_end_tokens(tokenizer.eos()).eos_token_ids;
     if tokens.is_empty() {
         return Err(Failure::usage(
             "the policy has no token that ends a response: set eos_token in its tokenizer_config.json",

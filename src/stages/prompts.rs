@@ -1,6 +1,6 @@
 //! The prompts of policy training: rendered and encoded once, then drawn again and again.
 
-use super::{note_skipped, note_too_long};
+use super::{note_notices, note_skipped, note_too_long};
 use crate::failure::Failure;
 use saddle_core::{Prompt, PromptOrdinal};
 use saddle_data::{PromptRow, PromptStream, Source, Split, Turn, split_of};
@@ -30,6 +30,7 @@ impl Prompts {
         observer: &mut dyn Observer,
     ) -> Result<(Self, Vec<PromptRow>), Failure> {
         let (seed, evaluation) = (config.run.seed, &config.evaluation);
+        note_notices(tokenizer, observer);
         let max_new_tokens = config.generation.max_new_tokens;
         if max_new_tokens >= context_tokens {
             return Err(Failure::usage(format!(
@@ -110,6 +111,9 @@ fn usable(
 ) -> Result<Vec<(PromptRow, Vec<i64>)>, Failure> {
     let read = saddle_data::read_prompts(sources, section.bad_rows, seed)?;
     note_skipped(&read.skipped, observer);
+    if read.duplicates > 0 {
+        observer.note(&format!("left out {} prompts that stand in the data already", read.duplicates));
+    }
     let total = read.rows.len();
     let mut usable = Vec::with_capacity(total);
     for row in read.rows {

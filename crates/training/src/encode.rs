@@ -51,13 +51,15 @@ pub fn encode_pair(tokenizer: &Tokenizer, prompt: &[Turn], response: &str) -> Re
     Ok(Sequence { prompt: encode_prompt(tokenizer, prompt)?, response: tokenizer.encode_response(response)? })
 }
 
-/// Rows that fit into `max_tokens`, and how many did not.
+/// Rows that can be learnt from, and how many cannot.
 #[derive(Debug)]
 pub struct Encoded<T> {
-    /// The rows that fit.
+    /// The rows.
     pub rows: Vec<T>,
     /// Rows that were left out for their length.
     pub too_long: usize,
+    /// Pairs that were left out because the tokenizer makes one response of both: there is nothing to prefer.
+    pub same_tokens: usize,
 }
 
 /// Two responses to one prompt, the preferred one first, with what is known of the safety of each.
@@ -119,7 +121,11 @@ pub fn encode_preferences(
             safe: [row.safe[first], row.safe[second]],
         })
     });
-    fitting(pairs, |pair: &Pair| pair.preferred.length().max(pair.other.length()) <= max_tokens)
+    let mut encoded = fitting(pairs, |pair: &Pair| pair.preferred.length().max(pair.other.length()) <= max_tokens)?;
+    let fitting = encoded.rows.len();
+    encoded.rows.retain(|pair| pair.preferred.response != pair.other.response);
+    encoded.same_tokens = fitting - encoded.rows.len();
+    Ok(encoded)
 }
 
 fn fitting<T>(
@@ -130,5 +136,31 @@ fn fitting<T>(
     let total = rows.len();
     let rows: Vec<T> = rows.into_iter().filter(fits).collect();
     let too_long = total - rows.len();
-    Ok(Encoded { rows, too_long })
+    Ok(Encoded { rows, too_long, same_tokens: 0 })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use saddle_data::{Format, Origin, Source};
+    use saddle_lm::train_bpe;
+
+    #[test]
+    fn pairs_of_other_texts_and_the_same_tokens_are_left_out_and_counted() {
+        let tokenizer = train_bpe(["how do i bake bread"].iter(), 280).unwrap();
+        let origin = Origin { file: Source::new("x.jsonl", Format::Pku).path.as_path().into(), line: 1 };
+        let row = |first: &str, second: &str| PreferenceRow {
+            prompt: vec![Turn::user("how")],
+            responses: [first.into(), second.into()],
+            better: Some(1),
+            safer: None,
+            safe: [None; 2],
+            origin: origin.clone(),
+        };
+        let long = "bread ".repeat(20);
+        let rows = [row("bread", "bake"), row("bake", "bake"), row("bake", &long), row("i", "do")];
+        let encoded = encode_preferences(&tokenizer, &rows, 20, |row| row.better).unwrap();
+        assert_eq!((encoded.rows.len(), encoded.too_long, encoded.same_tokens), (2, 1, 1));
+        assert_eq!(encoded.rows[0].preferred, encode_pair(&tokenizer, &rows[0].prompt, "bake").unwrap());
+    }
 }

@@ -127,6 +127,9 @@ pub fn train_scorer(
     }
     let TrainingScores { normalizer, range } =
         TrainingScores::measure(&model, kind, train, preference.normalize, budget)?;
+    if normalizer.is_some_and(|normalizer| normalizer.std == 1.0) {
+        observer.note("the scores of the training responses do not differ, so they are not scaled");
+    }
     Ok(TrainedScorer { model, held_out: measured, normalizer, score_range: range })
 }
 
@@ -138,7 +141,7 @@ fn sign_accuracy(model: &ScoreModel, pairs: &[Pair], budget_tokens: usize) -> Re
     if responses.is_empty() {
         return Ok(None);
     }
-    let scores = crate::scoring::end_scores(model, &responses, budget_tokens)?;
+    let scores = crate::scoring::finite_end_scores(model, &responses, budget_tokens)?;
     let right = scores.iter().zip(&safe).filter(|(score, safe)| (**score > 0.0) != **safe).count();
     Ok(Some(right as f64 / responses.len() as f64))
 }

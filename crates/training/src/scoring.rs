@@ -57,13 +57,40 @@ pub fn token_log_probs(
     response_log_probs(policy, &parts, 1.0, budget_tokens)
 }
 
+/// Raw scores as [`end_scores`] gives them, all of them finite.
+///
+/// # Errors
+/// [`TrainingError::Diverged`] with the place of the first that is not; else if libtorch fails.
+pub(crate) fn finite_end_scores(
+    model: &ScoreModel,
+    sequences: &[&Sequence],
+    budget_tokens: usize,
+) -> Result<Vec<f32>, TrainingError> {
+    let scores = end_scores(model, sequences, budget_tokens)?;
+    match scores.iter().position(|score| !score.is_finite()) {
+        None => Ok(scores),
+        Some(row) => Err(TrainingError::Diverged(format!(
+            "the score of response {row} is {}; lower optimizer.learning_rate",
+            scores[row]
+        ))),
+    }
+}
+
 /// log π of each whole response of `sequences`, in order.
+///
+/// # Errors
+/// [`TrainingError::Diverged`] if one is not finite; else if libtorch fails.
 pub(crate) fn sequence_log_probs(
     policy: &Policy,
     sequences: &[&Sequence],
     budget_tokens: usize,
 ) -> Result<Vec<f32>, TrainingError> {
     let tokens = token_log_probs(policy, sequences, budget_tokens)?;
+    if let Some(row) = tokens.iter().position(|tokens| tokens.iter().any(|each| !each.is_finite())) {
+        return Err(TrainingError::Diverged(format!(
+            "response {row} has a log-prob that is not finite; the model's weights are damaged"
+        )));
+    }
     Ok(tokens.iter().map(|tokens| tokens.iter().map(|each| f64::from(*each)).sum::<f64>() as f32).collect())
 }
 

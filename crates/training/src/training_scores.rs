@@ -6,7 +6,7 @@
 use crate::TrainingError;
 use crate::encode::{Pair, Sequence};
 use crate::models::normalised;
-use crate::scoring::end_scores;
+use crate::scoring::finite_end_scores;
 use saddle_algorithms::statistics::quantile;
 use saddle_lm::{ModelKind, Normalizer, ScoreModel, ScoreRange};
 
@@ -14,6 +14,9 @@ use saddle_lm::{ModelKind, Normalizer, ScoreModel, ScoreRange};
 const RANGE_PAIRS: usize = 4096;
 /// The share of responses that is left out of the range at either end.
 const TAIL: f64 = 0.001;
+
+/// How far scores may lie apart, relative to their size and to 1, and still be one score.
+const ROUNDING: f64 = 1e-6;
 
 /// The scores of the training responses in two ways.
 pub(crate) struct TrainingScores {
@@ -36,7 +39,7 @@ impl TrainingScores {
         let all: Vec<&Pair> = train.iter().collect();
         let pairs = if normalize { all } else { evenly_spaced(&all, RANGE_PAIRS) };
         let responses: Vec<&Sequence> = pairs.iter().flat_map(|pair| [&pair.preferred, &pair.other]).collect();
-        let scores = end_scores(model, &responses, budget_tokens)?;
+        let scores = finite_end_scores(model, &responses, budget_tokens)?;
         let normalizer = normalize.then(|| normalizer(&scores, kind));
         let of_pairs: Vec<&[f32]> = scores.chunks_exact(2).collect();
         let sample = evenly_spaced(&of_pairs, RANGE_PAIRS).concat();
@@ -44,13 +47,15 @@ impl TrainingScores {
     }
 }
 
-/// Mean and deviation of `scores`; a cost is only scaled.
+/// Mean and deviation of `scores`; a cost is only scaled. Scores that do not differ, but for the rounding of float32, are not
+/// scaled: what they were divided by would be chance.
 fn normalizer(scores: &[f32], kind: ModelKind) -> Normalizer {
     let mean_of = |value: &dyn Fn(f64) -> f64| {
         scores.iter().map(|score| value(f64::from(*score))).sum::<f64>() / scores.len() as f64
     };
     let mean = mean_of(&|score| score);
-    let std = mean_of(&|score| (score - mean).powi(2)).sqrt().max(1e-6);
+    let std = mean_of(&|score| (score - mean).powi(2)).sqrt();
+    let std = if std > ROUNDING * mean.abs().max(1.0) { std } else { 1.0 };
     Normalizer { mean: if kind == ModelKind::Cost { 0.0 } else { mean }, std }
 }
 
@@ -99,6 +104,15 @@ mod tests {
         let std = 5f64.sqrt();
         assert_eq!(normalizer(&scores, ModelKind::Reward), Normalizer { mean: 4.0, std });
         assert_eq!(normalizer(&scores, ModelKind::Cost), Normalizer { mean: 0.0, std });
+    }
+
+    #[test]
+    fn scores_that_do_not_differ_are_not_scaled() {
+        for (scores, mean) in [([2.5f32; 3], 2.5), ([1e6, 1e6, 1e6 + 0.0625], 1e6), ([0.3, 0.3, 0.300_000_03], 0.3)] {
+            let found = normalizer(&scores, ModelKind::Reward);
+            assert!(found.std == 1.0 && (found.mean - mean).abs() < 0.1, "{found:?}");
+        }
+        assert!(normalizer(&[0.0, 1e-4], ModelKind::Cost).std < 1e-4);
     }
 
     fn score_model() -> ScoreModel {
