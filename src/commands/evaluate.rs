@@ -1,5 +1,6 @@
 //! `saddle evaluate`: the policy of a training run against the one that it began as, on prompts that neither has seen.
 
+use super::stream::say_notices;
 use crate::cli::EvaluateArgs;
 use crate::console::say;
 use crate::evaluation::{Comparison, Examiner};
@@ -25,11 +26,14 @@ pub(super) fn evaluate(args: &EvaluateArgs) -> Result<(), Failure> {
     let device = run::device(&config.run)?;
     let decoding = if args.greedy { Decoding::Greedy } else { Decoding::Sampled };
     let mut responses: Vec<ResponseRecord> = Vec::new();
+    let mut left_out = LeftOut::default();
     for (name, path) in [(BEFORE, &config.policy.from), (AFTER, &run.model_path())] {
         let model = PolicyModel::load(path, device)?;
-        let rows = prompts(args, &config, &model)?;
+        say_notices(&model.tokenizer);
+        let (rows, left) = prompts(args, &config, &model)?;
+        left_out = left;
         let count = args.responses.unwrap_or(rows.len());
-        say(format!("     evaluate {count} answers of {} to {} prompts", path.display(), rows.len()));
+        say(format!("     evaluate {count} answers of {} to {} prompts{left_out}", path.display(), rows.len()));
         let answers = examiner.answers(name, (&model.policy, &model.tokenizer), &rows, (decoding, count))?;
         responses.extend(answers.into_iter().map(|answer| answer.record));
     }
@@ -59,7 +63,10 @@ pub(super) fn evaluate(args: &EvaluateArgs) -> Result<(), Failure> {
     let report = run.report_path();
     if args.json {
         let report = report.display().to_string();
-        print(json!({ "before": before, "trained": after, "cost_limit": limit, "report": report }));
+        print(json!({
+            "before": before, "trained": after, "cost_limit": limit, "report": report,
+            "too_long_prompts": left_out.too_long, "repeated_prompts": left_out.repeated,
+        }));
     } else {
         print(format!("{shown}\n\nreport: {}", report.display()));
     }
@@ -76,21 +83,52 @@ fn constraint<'a>(config: &'a TrainConfig, asked: Option<&'a str>) -> Result<&'a
     }
 }
 
-/// The prompts that are as short as those that the policy was trained on.
-fn prompts(args: &EvaluateArgs, config: &TrainConfig, model: &PolicyModel) -> Result<Vec<PromptRow>, Failure> {
+/// Prompts that are not asked.
+#[derive(Clone, Copy, Default)]
+struct LeftOut {
+    /// Those longer than `max_tokens`.
+    too_long: usize,
+    max_tokens: usize,
+    /// Those that stand in the file already.
+    repeated: u64,
+}
+
+impl std::fmt::Display for LeftOut {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.too_long > 0 {
+            write!(out, "; left out {} of more than {} tokens", self.too_long, self.max_tokens)?;
+        }
+        if self.repeated > 0 {
+            write!(out, "; left out {} that stand there already", self.repeated)?;
+        }
+        Ok(())
+    }
+}
+
+/// The prompts that are as short as those that the policy was trained on, and how many are not.
+fn prompts(
+    args: &EvaluateArgs,
+    config: &TrainConfig,
+    model: &PolicyModel,
+) -> Result<(Vec<PromptRow>, LeftOut), Failure> {
     let source = Source::new(&args.prompts, Format::Prompts);
     let mut rows = Vec::new();
-    for row in read_prompts(&[source], BadRowPolicy::Error, config.run.seed)?.rows {
-        if encode_prompt(&model.tokenizer, &row.prompt)?.len() <= config.prompts.max_tokens {
+    let read = read_prompts(&[source], BadRowPolicy::Error, config.run.seed)?;
+    let max_tokens = config.prompts.max_tokens;
+    let mut left_out = LeftOut { max_tokens, repeated: read.duplicates, too_long: 0 };
+    for row in read.rows {
+        if encode_prompt(&model.tokenizer, &row.prompt)?.len() <= max_tokens {
             rows.push(row);
+        } else {
+            left_out.too_long += 1;
         }
     }
     if rows.is_empty() {
         return Err(Failure::usage(format!(
             "{}: no prompt has at most prompts.max_tokens = {} tokens",
             args.prompts.display(),
-            config.prompts.max_tokens
+            max_tokens
         )));
     }
-    Ok(rows)
+    Ok((rows, left_out))
 }

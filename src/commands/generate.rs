@@ -1,11 +1,11 @@
 //! `saddle generate`: prompts in, responses out.
 
+use super::stream::say_notices;
 use crate::cli::GenerateArgs;
 use crate::failure::Failure;
 use crate::run;
 use crate::stages::stop_tokens;
 use saddle_core::{Finish, PolicyVersion, Prompt, PromptOrdinal, Rollout};
-use saddle_data::Turn;
 use saddle_lm::{DecodeSettings, Sampling};
 use saddle_training::{PolicyModel, encode_prompt};
 use serde_json::{Map, Value, json};
@@ -19,6 +19,7 @@ pub(super) fn generate(args: &GenerateArgs) -> Result<(), Failure> {
     let sampling = sampling(args)?;
     let device = run::device(&args.model.section())?;
     let PolicyModel { policy, tokenizer } = PolicyModel::load(&args.model.model, device)?;
+    say_notices(&tokenizer);
     let settings = DecodeSettings {
         sampling,
         max_new_tokens: args.max_new_tokens,
@@ -37,7 +38,7 @@ pub(super) fn generate(args: &GenerateArgs) -> Result<(), Failure> {
         }
         let mut prompts = Vec::with_capacity(chunk.len());
         for (line, row) in &chunk {
-            let tokens = encode_prompt(&tokenizer, &[Turn::user(lines.text(*line, row, "prompt")?)])?;
+            let tokens = encode_prompt(&tokenizer, &lines.prompt(*line, row)?)?;
             if tokens.len() >= longest {
                 let length = tokens.len();
                 return Err(Failure::usage(
@@ -50,8 +51,9 @@ pub(super) fn generate(args: &GenerateArgs) -> Result<(), Failure> {
             }
         }
         let rollouts = saddle_lm::generate(&policy, PolicyVersion(0), prompts, settings.clone(), args.rows)?;
-        for ((_, row), samples) in chunk.into_iter().zip(rollouts.chunks_exact(args.samples)) {
+        for ((line, row), samples) in chunk.into_iter().zip(rollouts.chunks_exact(args.samples)) {
             for rollout in samples {
+                lines.number(line, "log_prob", log_prob(rollout))?;
                 output.write(&answered(row.clone(), rollout, tokenizer.decode(&rollout.tokens, true)?))?;
             }
         }
@@ -77,12 +79,16 @@ fn sampling(args: &GenerateArgs) -> Result<Sampling, Failure> {
     Ok(Sampling { temperature, top_k: args.top_k, top_p: args.top_p })
 }
 
+fn log_prob(rollout: &Rollout) -> f64 {
+    rollout.log_probs.iter().map(|each| f64::from(*each)).sum()
+}
+
 /// The input's own fields with the response beside them.
 fn answered(mut row: Map<String, Value>, rollout: &Rollout, response: String) -> Map<String, Value> {
     row.insert("response".to_owned(), json!(response));
     row.insert("finish".to_owned(), json!(rollout.finish));
     row.insert("ended".to_owned(), json!(rollout.finish == Finish::Stop));
     row.insert("tokens".to_owned(), json!(rollout.tokens.len()));
-    row.insert("log_prob".to_owned(), json!(rollout.log_probs.iter().map(|each| f64::from(*each)).sum::<f64>()));
+    row.insert("log_prob".to_owned(), json!(log_prob(rollout)));
     row
 }

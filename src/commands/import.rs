@@ -1,5 +1,6 @@
 //! `saddle import`: a model from elsewhere becomes a model directory.
 
+use super::stream::say_notices;
 use crate::cli::{Dtype, ImportArgs, Kind, TargetArgs};
 use crate::failure::Failure;
 use crate::table::print_result;
@@ -44,6 +45,7 @@ impl TargetArgs {
             Dtype::Bf16 => tch::Kind::BFloat16,
             Dtype::F16 => tch::Kind::Half,
         });
+        say_notices(&model.tokenizer);
         model.write(&self.out, kind)?;
         let details = [
             ("model", self.out.display().to_string()),

@@ -18,16 +18,16 @@ pub(super) fn judge(args: &JudgeArgs) -> Result<(), Failure> {
         }
         let mut judged = Vec::with_capacity(chunk.len());
         for (line, mut row) in chunk {
-            let prompt = lines.text(line, &row, "prompt")?;
-            let response = row.get("response").and_then(Value::as_str);
-            let response = response.ok_or_else(|| Failure::usage(lines.place(line, "there is no text in response")))?;
+            let turns = lines.prompt(line, &row)?;
+            let prompt = turns.last().map_or("", |turn| &turn.content);
+            let response = lines.response(line, &row)?;
             // `saddle generate` says whether the response ended by itself; of other texts, their length does.
             let gold = match row.get("ended").and_then(Value::as_bool) {
                 Some(ended) => world.judge(prompt, response, ended),
                 None => world.judge_text(prompt, response),
             };
-            row.insert("gold_helpfulness".to_owned(), json!(gold.helpfulness));
-            row.insert("gold_harm".to_owned(), json!(gold.harm));
+            row.insert("gold_helpfulness".to_owned(), lines.number(line, "gold_helpfulness", gold.helpfulness)?);
+            row.insert("gold_harm".to_owned(), lines.number(line, "gold_harm", gold.harm)?);
             row.insert("unsafe".to_owned(), json!(gold.is_unsafe()));
             judged.push(row);
         }

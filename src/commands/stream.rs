@@ -1,15 +1,21 @@
-//! JSONL from a file or standard input, to a file or standard output.
+//! JSONL from a file or standard input, to a file or standard output. Prompts are read as everywhere else: text, transcripts,
+//! or lists of turns.
 
 use crate::cli::{ModelArgs, StreamArgs};
 use crate::failure::Failure;
+use crate::progress::say;
+use saddle_data::{Turn, prompt_of};
+use saddle_lm::Tokenizer;
 use saddle_training::config::RunSection;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use std::fs::File;
 use std::io::{BufRead, BufReader, BufWriter, Read, Write, stdin, stdout};
 use std::path::Path;
 
 /// Longest line that is read, in bytes.
 const LINE_LIMIT_BYTES: u64 = 16 << 20;
+/// What some editors write before the first letter of a UTF-8 file.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 impl ModelArgs {
     /// The device and threads that these arguments ask for.
@@ -35,10 +41,15 @@ impl StreamArgs {
     }
 }
 
+/// Tells what somebody who uses this tokenizer should know.
+pub(super) fn say_notices(tokenizer: &Tokenizer) {
+    tokenizer.notices().iter().for_each(|notice| say(notice));
+}
+
 /// An object with its line number.
 pub(super) type NumberedRow = (u64, Map<String, Value>);
 
-/// Objects, one a line; empty lines are passed over.
+/// Objects, one a line; empty lines are passed over. A text alone is an object with that `prompt`.
 pub(super) struct Lines {
     name: String,
     reader: Box<dyn BufRead>,
@@ -74,24 +85,50 @@ impl Lines {
             if read as u64 > LINE_LIMIT_BYTES {
                 return Err(Failure::usage(self.place(self.line, format!("longer than {LINE_LIMIT_BYTES} bytes"))));
             }
+            let mut text = text.as_slice();
+            if self.line == 1 {
+                text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text);
+            }
             if text.trim_ascii().is_empty() {
                 continue;
             }
-            let row = serde_json::from_slice(&text)
+            let value = serde_json::from_slice(text)
                 .map_err(|error| Failure::usage(self.place(self.line, format!("not a JSON object: {error}"))))?;
-            rows.push((self.line, row));
+            match value {
+                Value::Object(row) => rows.push((self.line, row)),
+                text @ Value::String(_) => rows.push((self.line, Map::from_iter([("prompt".to_owned(), text)]))),
+                _ => return Err(Failure::usage(self.place(self.line, "not a JSON object"))),
+            }
         }
         Ok(rows)
     }
 
-    /// The non-empty text of a field.
-    pub(super) fn text<'a>(&self, line: u64, row: &'a Map<String, Value>, field: &str) -> Result<&'a str, Failure> {
-        match row.get(field).map(|value| value.as_str().map(str::trim)) {
-            Some(Some(text)) if !text.is_empty() => Ok(text),
-            Some(Some(_)) => Err(Failure::usage(self.place(line, format!("{field} is empty")))),
-            Some(None) => Err(Failure::usage(self.place(line, format!("{field} is not a string")))),
-            None => Err(Failure::usage(self.place(line, format!("there is no field {field}")))),
+    /// The conversation in a row's field `prompt`.
+    pub(super) fn prompt(&self, line: u64, row: &Map<String, Value>) -> Result<Vec<Turn>, Failure> {
+        let prompt = row.get("prompt").map(|prompt| json!({ "prompt": prompt })).unwrap_or(json!({}));
+        prompt_of(&prompt).map_err(|reason| Failure::usage(self.place(line, reason)))
+    }
+
+    /// The text of a row's field `response`, which may be empty: a model may end an answer before it began.
+    pub(super) fn response<'a>(&self, line: u64, row: &'a Map<String, Value>) -> Result<&'a str, Failure> {
+        match row.get("response").map(Value::as_str) {
+            Some(Some(text)) => Ok(text),
+            Some(None) => Err(Failure::usage(self.place(line, "`response` must be a string"))),
+            None => Err(Failure::usage(self.place(line, "the field `response` is missing"))),
         }
+    }
+
+    /// A number that was computed for a row, as it is written.
+    ///
+    /// # Errors
+    /// A failure of the run if it is not finite: it means nothing, and must not be taken for a number.
+    pub(super) fn number(&self, line: u64, name: &str, number: f64) -> Result<Value, Failure> {
+        if number.is_finite() {
+            return Ok(json!(number));
+        }
+        Err(Failure::run(
+            self.place(line, format!("the {name} is {number}, not a finite number; look at the model's weights")),
+        ))
     }
 
     /// A message with the place that it is about.

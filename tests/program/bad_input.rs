@@ -402,10 +402,11 @@ fn a_preference_stage_without_held_out_rows_is_refused() {
 #[test]
 fn lines_that_are_no_prompts_are_refused_with_their_place() {
     for (line, expected) in [
-        ("{\"text\": \"how\"}", "there is no field prompt"),
-        ("{\"prompt\": 5}", "prompt is not a string"),
-        ("{\"prompt\": \" \"}", "prompt is empty"),
-        ("\"how\"", "not a JSON object"),
+        ("{\"text\": \"how\"}", "the field `prompt` is missing"),
+        ("{\"prompt\": 5}", "`prompt` must be a string or a list of turns, not a number"),
+        ("{\"prompt\": \" \"}", "`prompt` is empty"),
+        ("{\"prompt\": [{\"role\": \"assistant\", \"content\": \"a\"}]}", "`prompt` is not a conversation"),
+        ("[\"how\"]", "not a JSON object"),
         ("{\"prompt\": ", "not a JSON object"),
     ] {
         let input = format!("{{\"prompt\": \"how\"}}\n\n{line}\n");
@@ -417,7 +418,7 @@ fn lines_that_are_no_prompts_are_refused_with_their_place() {
     Workbench::new().refuse_reading(
         SCORE,
         "{\"prompt\": \"how\"}\n",
-        &["standard input:1: there is no field response"],
+        &["standard input:1: the field `response` is missing"],
     );
 }
 

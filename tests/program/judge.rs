@@ -40,6 +40,6 @@ fn what_cannot_be_judged_is_refused_with_its_place() {
     Workbench::new().refuse_reading(
         "judge --world fixture/world",
         input,
-        &["standard input:2: there is no text in response"],
+        &["standard input:2: the field `response` is missing"],
     );
 }

@@ -15,6 +15,7 @@ mod judge;
 mod limit;
 mod lora;
 mod memory;
+mod odd_input;
 mod rough_use;
 mod stages;
 mod telemetry;
