@@ -7,10 +7,10 @@ use std::fs;
 /// Sets keys of a JSON file; null removes one.
 fn edit(bench: &Workbench, file: &str, changes: &Value) {
     let mut value = bench.value(file);
-    for (key, change) in changes.as_object().unwrap() {
+    for (key, change) in changes.as_object().expect("changes are an object") {
         value[key] = change.clone();
         if change.is_null() {
-            value.as_object_mut().unwrap().remove(key);
+            value.as_object_mut().expect("the file is an object").remove(key);
         }
     }
     bench.write(file, value.to_string());
@@ -18,12 +18,13 @@ fn edit(bench: &Workbench, file: &str, changes: &Value) {
 
 /// Fills the last tensor of a model, a score model's head, with `number`.
 fn fill_head(bench: &Workbench, model: &str, number: f32) {
-    let width = bench.value(&format!("{model}/config.json"))["hidden_size"].as_u64().unwrap() as usize;
+    let width =
+        bench.value(&format!("{model}/config.json"))["hidden_size"].as_u64().expect("models have a width") as usize;
     let file = bench.path(&format!("{model}/model.safetensors"));
-    let mut bytes = fs::read(&file).unwrap();
+    let mut bytes = fs::read(&file).expect("the model has weights");
     let start = bytes.len() - 4 * width;
     bytes[start..].copy_from_slice(&number.to_le_bytes().repeat(width));
-    fs::write(file, bytes).unwrap();
+    fs::write(file, bytes).expect("they can be written");
 }
 
 const GENERATE: &str = "--greedy --max-new-tokens 12 --threads 1";
@@ -92,10 +93,11 @@ fn prompts_are_read_alike_by_all_commands() {
     }
     let answered: String = rows.iter().map(|row| format!("{row}\n")).collect();
     let scored = bench.succeed_reading("score --model fixture/cost-model/model", &answered).rows();
+    let cost = |row: usize| scored[row]["cost"].as_f64().unwrap();
     for (one, other) in [(0, 1), (0, 2), (0, 3), (4, 5)] {
-        assert_eq!(scored[one]["cost"], scored[other]["cost"], "{one} {other}");
+        assert!((cost(one) - cost(other)).abs() < 1e-5, "{one} {other}");
     }
-    assert_ne!(scored[0]["cost"], scored[4]["cost"], "turns before count");
+    assert!((cost(0) - cost(4)).abs() > 1e-4, "turns before count");
     let judged = bench.succeed_reading("judge --world fixture/world", &answered).rows();
     assert!(judged.iter().all(|row| row["gold_helpfulness"].is_number()));
 }
@@ -122,7 +124,8 @@ fn what_is_left_out_of_the_data_is_counted() {
         )
     };
     // Other texts, which are the same words to this tokenizer.
-    let rows = [pair("seeds water", "water"), pair("seeds water", "seeds  water"), pair("water", "seeds")].concat();
+    let rows =
+        [pair("seeds water", "water"), pair("seeds water", "seeds  water"), pair("water water", "seeds")].concat();
     bench.write("pairs.jsonl", format!("\u{feff}{rows}"));
     let data = "--set data.train=[{path=\"pairs.jsonl\",format=\"pku\"}] --set preference.loss=token_wise";
     let outcome = bench.succeed(&format!("reward-model --config recipes/score-model.toml --run run {data}"));

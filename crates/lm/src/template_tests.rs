@@ -135,11 +135,11 @@ fn operations_under_limits_give_what_they_give_without() {
         ("{{ (1 + 2 * 3) ~ 'a' }} {{ [1] + [2] }} {{ 'ab' * 2 }} {{ 'a' + 'b' }}", "7a [1, 2] abab ab"),
         (
             "{{ messages[-1].content }}{{ messages[0]['role'] }}{{ 'abc'[1] }}{{ messages[9] is defined }}",
-            "éuserbfalse",
+            "éuserbFalse",
         ),
         ("{{ 'abcdef'[1:5:2] }}{{ messages[1:] | length }}{{ messages[::-1][0].content }}{{ 'abc'[:2] }}", "bd2éab"),
-        ("{{ 1 == 1.0 }} {{ 'a' != 'b' }} {{ 2 < 10 }} {{ 2 >= 3 }} {{ 1 < 2 < 3 }}", "true true true false true"),
-        ("{{ 'a' in 'abc' }} {{ 'x' not in ['x'] }} {{ 'role' in messages[0] }}", "true false true"),
+        ("{{ 1 == 1.0 }} {{ 'a' != 'b' }} {{ 2 < 10 }} {{ 2 >= 3 }} {{ 1 < 2 < 3 }}", "True True True False True"),
+        ("{{ 'a' in 'abc' }} {{ 'x' not in ['x'] }} {{ 'role' in messages[0] }}", "True False True"),
         ("{{ messages | map(attribute='content') | join(', ') }}", "Hi, Ho, é"),
         ("{{ messages | selectattr('role', 'equalto', 'user') | list | length }}", "2"),
         ("{{ messages | selectattr('role', 'in', ['assistant']) | map('upper') | list | count }}", "1"),
@@ -159,10 +159,10 @@ fn operations_under_limits_give_what_they_give_without() {
         ),
         ("{% macro twice(x) %}{{ x }}{{ x }}{% endmacro %}{{ twice('ab') }}{{ undefined_thing ~ 'x' }}", "ababx"),
         ("{% set x %}a{{ 1 }}{% endset %}{{ x | trim | length }}{{ none | default('d', true) }}", "2d"),
-        ("{{ messages | length > 2 and not false }}{{ 7 // 2 }}{{ 7 % 4 }}{{ 'b' if false else 'c' }}", "true33c"),
+        ("{{ messages | length > 2 and not false }}{{ 7 // 2 }}{{ 7 % 4 }}{{ 'b' if false else 'c' }}", "True33c"),
         (
             "{{ 5 is eq 5 }}{{ 'x' is string }}{{ {'a': {'b': 1}}['a']['b'] }}{{ messages | tojson | length > 9 }}",
-            "truetrue1true",
+            "TrueTrue1True",
         ),
     ] {
         assert_eq!(render(source, &turns, false).unwrap(), expected, "{source}");
