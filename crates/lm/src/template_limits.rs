@@ -40,7 +40,7 @@ const OPERATORS: [(&str, &str); 12] = [
     ("operator in", "a in b"),
 ];
 /// Filters, by their names; each has a function called `filter NAME`.
-const FILTERS: [&str; 47] = [
+const FILTERS: [&str; 48] = [
     "filter abs",
     "filter attr",
     "filter batch",
@@ -88,9 +88,10 @@ const FILTERS: [&str; 47] = [
     "filter trim",
     "filter unique",
     "filter upper",
+    "filter zip",
 ];
 /// Tests that compare values.
-const TESTS: [&str; 10] = [
+const TESTS: [&str; 11] = [
     "test eq",
     "test equalto",
     "test ne",
@@ -101,6 +102,7 @@ const TESTS: [&str; 10] = [
     "test greaterthan",
     "test ge",
     "test in",
+    "test sameas",
 ];
 /// Methods of texts, lists, maps and loops.
 const METHODS: [&str; 30] = [
