@@ -3,7 +3,7 @@
 
 use crate::cli::{ModelArgs, StreamArgs};
 use crate::failure::Failure;
-use crate::progress::say;
+use crate::console::say;
 use saddle_data::{Turn, prompt_of};
 use saddle_lm::Tokenizer;
 use saddle_training::config::RunSection;
