@@ -3,7 +3,7 @@
 //!
 //! An engine lives on the thread of its stage and need not be `Send`, but for the learner, which outlives its thread.
 
-use crate::Role;
+use crate::{Lane, Role};
 use saddle_core::{PolicyVersion, Prompt, PromptOrdinal, Rollout, ScoredRollout};
 use saddle_flow::Snapshot;
 use saddle_training::{TrainingError, UpdateMetrics};
@@ -116,11 +116,11 @@ pub trait Engines: Send + Sync + 'static {
     /// If it cannot be made.
     fn generator(&self) -> Result<Self::Generator, EngineError>;
 
-    /// A scorer of the lane with this index: the reward's, then each cost's, then the reference's.
+    /// A scorer of this lane.
     ///
     /// # Errors
     /// If it cannot be made.
-    fn scorer(&self, lane: usize) -> Result<Self::Scorer, EngineError>;
+    fn scorer(&self, lane: Lane) -> Result<Self::Scorer, EngineError>;
 
     /// A learner whose weights are those of `version`. Asked for at the start, and after an update that failed half-way.
     ///

@@ -1,8 +1,8 @@
 //! Engines without a model: they take time and give numbers that follow from the prompt. Tests fail them at will, and the
 //! throughput benchmark times the system alone with them.
 
-use crate::Role;
 use crate::engine::{Cache, EngineError, Engines, Generate, Learn, Score, Verdict};
+use crate::{Lane, Role};
 use saddle_core::{Finish, PolicyVersion, Prompt, PromptOrdinal, Rollout, ScoredRollout};
 use saddle_flow::{Snapshot, lock};
 use saddle_training::UpdateMetrics;
@@ -23,8 +23,6 @@ pub struct Times {
     pub score: Duration,
     /// One update.
     pub update: Duration,
-    /// How many lanes there are.
-    pub lanes: usize,
 }
 
 /// Makes a stage fail, by panicking or by taking its time. Called on the stage's thread before each step.
@@ -87,7 +85,7 @@ impl Engines for FakeEngines {
         })
     }
 
-    fn scorer(&self, lane: usize) -> Result<FakeScorer, EngineError> {
+    fn scorer(&self, lane: Lane) -> Result<FakeScorer, EngineError> {
         Ok(FakeScorer { lane, times: self.times.clone(), pace: Pace::default() })
     }
 
@@ -162,7 +160,7 @@ impl Generate<()> for FakeGenerator {
 /// Scores by the prompt's place.
 #[derive(Debug)]
 pub struct FakeScorer {
-    lane: usize,
+    lane: Lane,
     times: Times,
     pace: Pace,
 }
@@ -171,9 +169,8 @@ impl Score for FakeScorer {
     fn score(&mut self, rollouts: &[Arc<Rollout>]) -> Result<Vec<Verdict>, EngineError> {
         self.pace.wait(self.times.score * u32::try_from(rollouts.len()).unwrap_or(u32::MAX));
         let whole = |rollout: &Rollout| (scramble(rollout.prompt.ordinal) % 2001) as f32 / 1000.0 - 1.0;
-        let is_reference = self.lane + 1 == self.times.lanes;
         let verdict = |rollout: &Arc<Rollout>| {
-            if is_reference {
+            if self.lane == Lane::Reference {
                 Verdict::Tokens(vec![-1.0; rollout.tokens.len()])
             } else {
                 Verdict::Whole(whole(rollout))

@@ -41,8 +41,7 @@ impl Harness {
         };
         change(&mut plan);
         let none = Duration::ZERO;
-        let times =
-            Times { slots: 4, tokens: (2, 2), decode_step: none, score: none, update: none, lanes: plan.lanes() };
+        let times = Times { slots: 4, tokens: (2, 2), decode_step: none, score: none, update: none };
         let meters = Arc::new(Meters::new(Arc::new(Telemetry::new("test").unwrap())));
         let duals = plan.constraints.iter().map(|name| Dual::new(name, &ConstraintConfig::default())).collect();
         let run = Arc::new(Run::new(plan, FakeEngines::new(times), duals, meters).unwrap());

@@ -4,6 +4,7 @@
 use crate::engine::{EngineError, Engines, Verdict};
 use crate::shared::{Next, Run, StageError, Work};
 use crate::work::{Group, Item, Judged, send};
+use crate::{Lane, Role};
 use saddle_core::ScoredRollout;
 use saddle_flow::{Attempt, FlowError, Join, Receiver, Sender, Stage};
 use saddle_training::config::seconds;
@@ -19,7 +20,7 @@ pub(crate) struct Joiner<E: Engines> {
 
 impl<E: Engines> Joiner<E> {
     pub(crate) fn new(run: Arc<Run<E>>, input: Receiver<Group<Judged>>, output: Sender<Group<ScoredRollout>>) -> Self {
-        let lanes = (0..run.plan.lanes()).map(|lane| run.plan.name(crate::Role::Scorer(lane))).collect();
+        let lanes = run.plan.lanes().map(|lane| run.plan.name(Role::Scorer(lane))).collect();
         // Each open attempt has a credit, or is void and soon expires.
         let capacity = NonZeroUsize::new(4 * run.credits.total()).unwrap_or(NonZeroUsize::MIN);
         let join = Join::new(lanes, seconds(run.plan.edges.join_seconds), capacity);
@@ -28,16 +29,16 @@ impl<E: Engines> Joiner<E> {
 
     /// The parts of one response, in the order of the lanes, as one.
     fn whole(parts: Vec<Item<Judged>>) -> Result<Item<ScoredRollout>, EngineError> {
-        let last = parts.len() - 1;
         let (mut ticket, mut rollout) = (None, None);
-        let (mut scores, mut reference_log_probs) = (Vec::with_capacity(last), Vec::new());
+        let (mut reward, mut costs, mut reference_log_probs) = (f32::NAN, Vec::with_capacity(parts.len()), Vec::new());
         for Item { ticket: part, load: Judged { rollout: shared, lane, verdict } } in parts {
-            match verdict {
-                Verdict::Whole(score) if lane < last => scores.push(score),
-                Verdict::Tokens(log_probs) if lane == last && log_probs.len() == shared.tokens.len() => {
+            match (lane, verdict) {
+                (Lane::Reward, Verdict::Whole(score)) => reward = score,
+                (Lane::Cost(_), Verdict::Whole(score)) => costs.push(score),
+                (Lane::Reference, Verdict::Tokens(log_probs)) if log_probs.len() == shared.tokens.len() => {
                     reference_log_probs = log_probs;
                 }
-                verdict => return Err(EngineError::Fatal(format!("lane {lane} cannot say {verdict:?}"))),
+                (lane, verdict) => return Err(EngineError::Fatal(format!("{lane:?} cannot say {verdict:?}"))),
             }
             match &mut ticket {
                 None => ticket = Some(part),
@@ -48,8 +49,7 @@ impl<E: Engines> Joiner<E> {
         let (Some(ticket), Some(rollout)) = (ticket, rollout) else {
             return Err(EngineError::Fatal("a response without a lane".to_owned()));
         };
-        let reward = scores.remove(0);
-        let load = ScoredRollout { rollout: Arc::unwrap_or_clone(rollout), reward, costs: scores, reference_log_probs };
+        let load = ScoredRollout { rollout: Arc::unwrap_or_clone(rollout), reward, costs, reference_log_probs };
         Ok(Item { ticket, load })
     }
 }
@@ -70,7 +70,7 @@ impl<E: Engines> Work for Joiner<E> {
         drop(self.join.expire(now));
         let mut complete = Vec::new();
         for item in items {
-            let (attempt, lane) = (item.ticket.attempt(), item.load.lane);
+            let (attempt, lane) = (item.ticket.attempt(), item.load.lane.place(self.run.plan.constraints.len()));
             if !item.ticket.is_current() {
                 continue;
             }
@@ -93,10 +93,12 @@ mod tests {
     use crate::harness::Harness;
     use saddle_core::PolicyVersion;
 
-    fn judged(harness: &Harness, lanes: &[usize]) -> Vec<Item<Judged>> {
+    fn judged(harness: &Harness, lanes: &[Lane]) -> Vec<Item<Judged>> {
         let Item { ticket, load } = harness.answered(1, PolicyVersion(0)).remove(0);
-        let verdict =
-            |lane: usize| if lane == 2 { Verdict::Tokens(vec![-1.0; 2]) } else { Verdict::Whole(lane as f32) };
+        let verdict = |lane| match lane {
+            Lane::Reference => Verdict::Tokens(vec![-1.0; 2]),
+            lane => Verdict::Whole(lane.place(1) as f32),
+        };
         let tickets = ticket.split(NonZeroUsize::new(lanes.len()).unwrap());
         let part = |(ticket, &lane)| Item {
             ticket,
@@ -112,8 +114,8 @@ mod tests {
         let (output, whole) = harness.edge();
         let mut joiner = Joiner::new(Arc::clone(&harness.run), input, output);
         let stage = harness.stage();
-        parts.send(Group(judged(&harness, &[2, 0, 1])), &stage).unwrap();
-        parts.send(Group(judged(&harness, &[0, 1])), &stage).unwrap();
+        parts.send(Group(judged(&harness, &[Lane::Reference, Lane::Reward, Lane::Cost(0)])), &stage).unwrap();
+        parts.send(Group(judged(&harness, &[Lane::Reward, Lane::Cost(0)])), &stage).unwrap();
         joiner.step(&stage).unwrap();
         joiner.step(&stage).unwrap();
         let whole = harness.taken(&whole);

@@ -54,6 +54,6 @@ mod work;
 pub use messages::{Cause, Report, StageFailure, StageReport, StageState};
 pub use plan::Plan;
 pub use remote::{OrderError, Remote};
-pub use role::Role;
+pub use role::{Lane, Role};
 pub use system::{Event, Remains, StartError, System, follow};
 pub use work::Update;

@@ -8,8 +8,8 @@
 //! snapshot over; a generator waits for its own before it lets go of one. What else passes between stages are numbers on the
 //! host, and to bring them there waits for their stream.
 
-use crate::Role;
 use crate::engine::{Cache, EngineError, Engines, Generate, Learn, Score, Verdict};
+use crate::{Lane, Role};
 use saddle_core::{PolicyVersion, Prompt, PromptOrdinal, Rollout, ScoredRollout};
 use saddle_flow::{Snapshot, lock};
 use saddle_libtorch::{LibtorchError, streams};
@@ -103,9 +103,9 @@ impl ModelEngines {
         let placement = &self.config.placement;
         match role {
             Role::Generator => Some(&placement.generator),
-            Role::Scorer(0) => Some(&placement.reward),
-            Role::Scorer(lane) if lane < self.scorers.len() => Some(&placement.cost),
-            Role::Scorer(_) | Role::Evaluator => Some(&placement.reference),
+            Role::Scorer(Lane::Reward) => Some(&placement.reward),
+            Role::Scorer(Lane::Cost(_)) => Some(&placement.cost),
+            Role::Scorer(Lane::Reference) | Role::Evaluator => Some(&placement.reference),
             Role::Learner => Some(&placement.learner),
             Role::Source | Role::Join | Role::Multiplier => None,
         }
@@ -134,10 +134,10 @@ impl Engines for ModelEngines {
         Ok(ModelGenerator { settings, rows, capacity: self.capacity, device, loaded: None })
     }
 
-    fn scorer(&self, lane: usize) -> Result<ModelScorer, EngineError> {
+    fn scorer(&self, lane: Lane) -> Result<ModelScorer, EngineError> {
         let device = self.device(Role::Scorer(lane))?;
         let budget_tokens = self.config.ppo.micro_batch_tokens;
-        let judge = match self.scorers.get(lane) {
+        let judge = match self.scorers.get(lane.place(self.scorers.len() - 1)) {
             Some((model, normalizer)) => model.on(device).map(|model| Judge::Whole(model, *normalizer)),
             None => self.reference.on(device).map(|model| Judge::Tokens(model, self.settings.sampling.temperature)),
         };

@@ -1,6 +1,6 @@
 //! What a run is made of: the numbers that the stages go by.
 
-use crate::Role;
+use crate::{Lane, Role};
 use saddle_core::PolicyVersion;
 use saddle_flow::EdgeSpec;
 use saddle_training::config::{
@@ -85,27 +85,26 @@ impl Plan {
         EvaluationSection::is_due(self.evaluate_every_updates, version, self.updates)
     }
 
-    /// How many lanes score a response.
-    #[must_use]
-    pub fn lanes(&self) -> usize {
-        self.constraints.len() + 2
+    /// The lanes that score a response.
+    pub fn lanes(&self) -> impl Iterator<Item = Lane> + Clone + use<> {
+        Lane::all(self.constraints.len())
     }
 
     /// The stages to start with.
     #[must_use]
     pub fn stages(&self) -> Vec<(Role, usize)> {
-        let scorers = (0..self.lanes()).map(|lane| (Role::Scorer(lane), self.scorers(lane)));
+        let scorers = self.lanes().map(|lane| (Role::Scorer(lane), self.scorers(lane)));
         let one = [Role::Source, Role::Join, Role::Multiplier, Role::Learner].map(|role| (role, 1));
         let evaluator = self.has_evaluator().then_some((Role::Evaluator, 1));
         let generators = (Role::Generator, self.placement.generator.count);
         one.into_iter().chain([generators]).chain(scorers).chain(evaluator).collect()
     }
 
-    fn scorers(&self, lane: usize) -> usize {
+    fn scorers(&self, lane: Lane) -> usize {
         match lane {
-            0 => self.placement.reward.count,
-            lane if lane <= self.constraints.len() => self.placement.cost.count,
-            _ => self.placement.reference.count,
+            Lane::Reward => self.placement.reward.count,
+            Lane::Cost(_) => self.placement.cost.count,
+            Lane::Reference => self.placement.reference.count,
         }
     }
 
@@ -115,12 +114,12 @@ impl Plan {
         match role {
             Role::Source => "source".into(),
             Role::Generator => "generator".into(),
-            Role::Scorer(0) => "reward".into(),
-            Role::Scorer(lane) => match self.constraints.get(lane - 1) {
-                Some(name) if name == "cost" => "cost".into(),
-                Some(name) => format!("cost_{name}").into(),
-                None => "reference".into(),
+            Role::Scorer(Lane::Reward) => "reward".into(),
+            Role::Scorer(Lane::Cost(constraint)) => match self.constraints.get(constraint).map_or("", String::as_str) {
+                "cost" => "cost".into(),
+                name => format!("cost_{name}").into(),
             },
+            Role::Scorer(Lane::Reference) => "reference".into(),
             Role::Join => "join".into(),
             Role::Multiplier => "multiplier".into(),
             Role::Learner => "learner".into(),
@@ -166,7 +165,7 @@ impl Plan {
     /// Both ends of every edge.
     fn edge_ends(&self) -> Vec<(Arc<str>, Arc<str>)> {
         let name = |role| self.name(role);
-        let lanes = (0..self.lanes()).map(|lane| (name(Role::Generator), name(Role::Scorer(lane))));
+        let lanes = self.lanes().map(|lane| (name(Role::Generator), name(Role::Scorer(lane))));
         let mut ends = vec![(name(Role::Source), name(Role::Generator))];
         ends.extend(lanes);
         ends.extend([

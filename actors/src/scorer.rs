@@ -8,6 +8,7 @@ use crate::engine::{EngineError, Engines, Score, Verdict};
 use crate::meters::ScorerMeters;
 use crate::shared::{Next, Run, StageError, Work};
 use crate::work::{CostReport, Group, Item, Judged, send};
+use crate::{Lane, Role};
 use saddle_core::Rollout;
 use saddle_flow::invariants::{self, Invariant};
 use saddle_flow::{FlowError, Receiver, Sender, Stage};
@@ -16,7 +17,7 @@ use std::sync::Arc;
 
 pub(crate) struct Scorer<E: Engines> {
     run: Arc<Run<E>>,
-    lane: usize,
+    lane: Lane,
     engine: E::Scorer,
     meters: ScorerMeters,
     input: Receiver<Group<Arc<Rollout>>>,
@@ -27,13 +28,13 @@ pub(crate) struct Scorer<E: Engines> {
 impl<E: Engines> Scorer<E> {
     pub(crate) fn new(
         run: Arc<Run<E>>,
-        lane: usize,
+        lane: Lane,
         input: Receiver<Group<Arc<Rollout>>>,
         output: Sender<Group<Judged>>,
         costs: Sender<CostReport>,
     ) -> Result<Self, EngineError> {
         let engine = run.engines.scorer(lane)?;
-        let meters = run.meters.scorer(&run.plan.name(crate::Role::Scorer(lane)));
+        let meters = run.meters.scorer(&run.plan.name(Role::Scorer(lane)));
         Ok(Self { run, lane, engine, meters, input, output, costs })
     }
 
@@ -63,9 +64,7 @@ impl<E: Engines> Scorer<E> {
 
     /// Tells the λ controller what was scored.
     fn report(&self, verdicts: &[Verdict], stage: &Stage) -> Result<(), FlowError> {
-        let Some(constraint) = self.lane.checked_sub(1).filter(|index| *index < self.run.plan.constraints.len()) else {
-            return Ok(());
-        };
+        let Lane::Cost(constraint) = self.lane else { return Ok(()) };
         let whole = |verdict: &Verdict| if let Verdict::Whole(cost) = verdict { Some(*cost) } else { None };
         let costs: Vec<f32> = verdicts.iter().filter_map(whole).collect();
         let all = invariants::costs_estimated_before_filters(verdicts.len() as u64, costs.len() as u64);
@@ -87,8 +86,8 @@ impl<E: Engines> Work for Scorer<E> {
         let verdicts = self.engine.score(&rollouts)?;
         self.meters.scored(stage.clock().since(start), rollouts.len());
         if verdicts.len() != items.len() {
-            let (lane, given, taken) = (self.lane, verdicts.len(), items.len());
-            return Err(EngineError::Fatal(format!("lane {lane}: {given} verdicts on {taken} responses")).into());
+            let (name, given, taken) = (self.run.plan.name(Role::Scorer(self.lane)), verdicts.len(), items.len());
+            return Err(EngineError::Fatal(format!("{name} scorer: {given} verdicts on {taken} responses")).into());
         }
         if let Err(error) = self.report(&verdicts, stage) {
             Group(items).give_back();
@@ -115,7 +114,7 @@ mod tests {
         let (responses, input) = harness.edge();
         let (output, judged) = harness.edge();
         let (costs_in, costs) = harness.edge();
-        let mut scorer = Scorer::new(Arc::clone(&harness.run), 1, input, output, costs_in).unwrap();
+        let mut scorer = Scorer::new(Arc::clone(&harness.run), Lane::Cost(0), input, output, costs_in).unwrap();
         let stage = harness.stage();
         let items = harness.answered(3, PolicyVersion(0));
         let void = items[0].ticket.attempt();
@@ -128,7 +127,7 @@ mod tests {
         };
         let judged = harness.taken(&judged);
         assert_eq!(reported.len(), judged.len());
-        assert!(judged.iter().all(|item| item.load.lane == 1 && item.ticket.is_current()), "{void:?}");
+        assert!(judged.iter().all(|item| item.load.lane == Lane::Cost(0) && item.ticket.is_current()), "{void:?}");
     }
 
     #[test]
@@ -137,7 +136,7 @@ mod tests {
         let (responses, input) = harness.edge();
         let (output, judged) = harness.edge();
         let (costs, _costs) = harness.edge();
-        let mut scorer = Scorer::new(Arc::clone(&harness.run), 0, input, output, costs).unwrap();
+        let mut scorer = Scorer::new(Arc::clone(&harness.run), Lane::Reward, input, output, costs).unwrap();
         let stage = harness.stage();
         for item in harness.answered(2, PolicyVersion(0)) {
             responses.send(Group(vec![item]), &stage).unwrap();

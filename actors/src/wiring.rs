@@ -35,7 +35,7 @@ pub(crate) fn wire<E: Engines>(run: &Arc<Run<E>>) -> Wiring {
     let (updates_in, updates) = open(run, &mut edges, &plan.name(Role::Learner), "program");
     let mut starts = Starts::new();
     let mut lanes_in = Vec::new();
-    for lane in 0..plan.lanes() {
+    for lane in plan.lanes() {
         let role = Role::Scorer(lane);
         let (lane_in, responses) = open(run, &mut edges, &generator, &plan.name(role));
         lanes_in.push(lane_in);

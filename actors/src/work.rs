@@ -3,6 +3,7 @@
 //! With η = 0 a group is the whole batch, so that every stage computes on what the synchronous schedule computes on. Else
 //! it is what happens to be ready together.
 
+use crate::Lane;
 use crate::engine::Verdict;
 use saddle_core::{PolicyVersion, Prompt, Rollout, ScoredRollout};
 use saddle_flow::{Cargo, FlowError, HeldTickets, Sender, Snapshot, Stage, Ticket};
@@ -39,7 +40,7 @@ impl Load for Arc<Rollout> {
 #[derive(Debug)]
 pub(crate) struct Judged {
     pub(crate) rollout: Arc<Rollout>,
-    pub(crate) lane: usize,
+    pub(crate) lane: Lane,
     pub(crate) verdict: Verdict,
 }
 

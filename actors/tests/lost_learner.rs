@@ -5,7 +5,7 @@
 
 use saddle_actors::engine::{EngineError, Engines, Learn};
 use saddle_actors::fake::{FakeEngines, FakeLearner, Times};
-use saddle_actors::{Plan, System, follow};
+use saddle_actors::{Lane, Plan, System, follow};
 use saddle_core::{PolicyVersion, Prompt, PromptOrdinal, ScoredRollout};
 use saddle_flow::Outcome;
 use saddle_telemetry::Telemetry;
@@ -59,7 +59,7 @@ impl Engines for OneLearner {
         self.engines.generator()
     }
 
-    fn scorer(&self, lane: usize) -> Result<Self::Scorer, EngineError> {
+    fn scorer(&self, lane: Lane) -> Result<Self::Scorer, EngineError> {
         self.engines.scorer(lane)
     }
 
@@ -86,7 +86,7 @@ fn a_learner_lost_inside_an_update_ends_the_run_with_its_reason() {
     "#;
     let config: TrainConfig = toml::from_str(recipe).unwrap();
     let quick = Duration::from_micros(100);
-    let times = Times { slots: 4, tokens: (1, 6), decode_step: quick, score: quick, update: quick, lanes: 2 };
+    let times = Times { slots: 4, tokens: (1, 6), decode_step: quick, score: quick, update: quick };
     let engines = OneLearner { engines: FakeEngines::new(times), given: AtomicBool::new(false) };
     let system =
         System::start(Plan::from(&config), engines, Vec::new(), Arc::new(Telemetry::new("test").unwrap())).unwrap();

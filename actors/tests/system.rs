@@ -6,7 +6,7 @@
 use proptest::prelude::*;
 use saddle_actors::fake::{FakeEngines, FakeLearner, Mishap, Times};
 use saddle_actors::faults::Faults;
-use saddle_actors::{Cause, Event, Plan, Remains, Report, Role, System, Update, follow};
+use saddle_actors::{Cause, Event, Lane, Plan, Remains, Report, Role, System, Update, follow};
 use saddle_algorithms::dual::ConstraintConfig;
 use saddle_core::PolicyVersion;
 use saddle_flow::Outcome;
@@ -47,7 +47,7 @@ fn plan(staleness: usize, batch_rollouts: usize, updates: u64) -> Plan {
 
 fn times() -> Times {
     let quick = Duration::from_micros(100);
-    Times { slots: 4, tokens: (1, 6), decode_step: quick, score: quick, update: quick, lanes: 3 }
+    Times { slots: 4, tokens: (1, 6), decode_step: quick, score: quick, update: quick }
 }
 
 fn start(plan: &Plan, engines: FakeEngines) -> System<FakeEngines> {
@@ -181,7 +181,7 @@ fn a_stage_that_keeps_failing_ends_the_run_with_its_reason() {
     let mut plan = plan(1, 4, 10);
     plan.supervision.restarts = 3;
     let mishap: Mishap = Arc::new(|role, _| {
-        if role == Role::Scorer(1) {
+        if role == Role::Scorer(Lane::Cost(0)) {
             resume_unwind(Box::new("out of memory"));
         }
     });
@@ -349,7 +349,12 @@ enum Order {
 }
 
 fn orders() -> impl Strategy<Value = Vec<Order>> {
-    let role = prop_oneof![Just(Role::Generator), Just(Role::Scorer(0)), Just(Role::Scorer(1)), Just(Role::Scorer(2))];
+    let role = prop_oneof![
+        Just(Role::Generator),
+        Just(Role::Scorer(Lane::Reward)),
+        Just(Role::Scorer(Lane::Cost(0))),
+        Just(Role::Scorer(Lane::Reference))
+    ];
     let order =
         prop_oneof![(role, 1..5_usize).prop_map(|(role, count)| Order::Scale(role, count)), Just(Order::Nothing)];
     prop::collection::vec(order, 12)

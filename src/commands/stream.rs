@@ -2,8 +2,8 @@
 //! or lists of turns.
 
 use crate::cli::{ModelArgs, StreamArgs};
-use crate::failure::Failure;
 use crate::console::say;
+use crate::failure::Failure;
 use saddle_data::{Turn, prompt_of};
 use saddle_lm::Tokenizer;
 use saddle_training::config::RunSection;

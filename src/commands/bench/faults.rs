@@ -25,7 +25,6 @@ const HANG: Duration = Duration::from_secs(3);
 /// Source, generator, three scorers, join, multiplier, learner.
 const ROLES: u64 = 8;
 const GENERATORS: usize = 2;
-const LANES: usize = 3;
 const BATCH: usize = 8;
 /// Updates: far more than the faults take.
 const ENDLESS: u64 = 1 << 40;
@@ -66,14 +65,7 @@ pub(in crate::commands) fn faults(args: &FaultsArgs) -> Result<(), Failure> {
     let (mishap, log) = Faults { seed: args.seed, of_each_role, chance: 0.2, hang: HANG }.start();
     let telemetry = Arc::new(Telemetry::new(env!("CARGO_PKG_VERSION")).map_err(Failure::run)?);
     let millisecond = Duration::from_millis(1);
-    let times = Times {
-        slots: 8,
-        tokens: (1, 32),
-        decode_step: millisecond,
-        score: millisecond,
-        update: millisecond,
-        lanes: LANES,
-    };
+    let times = Times { slots: 8, tokens: (1, 32), decode_step: millisecond, score: millisecond, update: millisecond };
     let engines = FakeEngines::failing(times, mishap);
     let system = System::start(plan.clone(), engines, Vec::new(), telemetry).map_err(Failure::run)?;
     let (mut batches, mut lost) = (Vec::new(), 0);

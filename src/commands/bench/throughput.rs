@@ -20,8 +20,6 @@ use std::time::{Duration, Instant};
 const WARM_UP_UPDATES: u64 = 2;
 /// For one measurement.
 const PATIENCE: Duration = Duration::from_secs(600);
-/// Reward, one cost, reference.
-const LANES: usize = 3;
 /// Longest and shortest response are this share of the mean from it.
 const LENGTH_SPREAD: f64 = 0.5;
 
@@ -104,7 +102,6 @@ fn times(args: &ThroughputArgs) -> Times {
         decode_step: milliseconds(args.step_milliseconds),
         score: milliseconds(args.score_milliseconds),
         update: milliseconds(args.update_milliseconds),
-        lanes: LANES,
     }
 }
 
