@@ -2,7 +2,7 @@
 
 use super::labelled::{HELPFULNESS, Prepared};
 use super::saving::save_model;
-use super::{adapted, require_rows, save_adapter};
+use super::{adapted, note_rows, save_adapter};
 use crate::failure::Failure;
 use crate::progress::Progress;
 use crate::run;
@@ -19,7 +19,7 @@ pub(crate) fn direct_preference(config: &DpoConfig, run: &RunDirectory) -> Resul
     let model = ModelSection { from: Some(config.policy.from.clone()), ..ModelSection::default() };
     let Prepared { start, train, held_out } =
         HELPFULNESS.prepare(&model, &config.data, (seed, device), &mut progress)?;
-    require_rows(config.optimizer.batch_rows, train.len())?;
+    note_rows(config.optimizer.batch_rows, train.len(), &mut progress);
     let policy = adapted(start.policy(device)?, config.lora.as_ref(), seed)?;
     let (policy, figures) =
         train_directly(policy, (train, held_out), &config.dpo, &config.optimizer, seed, &mut progress)?;

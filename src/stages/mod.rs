@@ -59,13 +59,11 @@ fn save_adapter<H: DecoderHead>(model: &Decoder<H>, base: Option<&Path>, run: &R
 }
 
 /// A step cannot have more rows than there are.
-fn require_rows(batch_rows: usize, rows: usize) -> Result<(), Failure> {
-    if batch_rows <= rows {
-        return Ok(());
+fn note_rows(batch_rows: usize, rows: usize, observer: &mut dyn Observer) {
+    if batch_rows > rows {
+        observer
+            .note(&format!("optimizer.batch_rows = {batch_rows}, and there are {rows} rows: each step takes them all"));
     }
-    Err(Failure::usage(format!(
-        "optimizer.batch_rows = {batch_rows} is more than the {rows} training rows that there are"
-    )))
 }
 
 fn note_skipped(skipped: &SkipCounts, observer: &mut dyn Observer) {

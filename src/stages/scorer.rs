@@ -2,7 +2,7 @@
 
 use super::labelled::{HARMLESSNESS, HELPFULNESS, Prepared};
 use super::saving::save_model;
-use super::{adapted, require_rows, save_adapter};
+use super::{adapted, note_rows, save_adapter};
 use crate::failure::Failure;
 use crate::progress::Progress;
 use crate::run;
@@ -27,7 +27,7 @@ pub(crate) fn score_model(
         Progress::start(stage, &["loss", "pair_accuracy", "held_out_loss", "held_out_pair_accuracy"], run)?;
     let Prepared { start, train, held_out } =
         material.prepare(&config.model, &config.data, (seed, device), &mut progress)?;
-    require_rows(config.optimizer.batch_rows, train.len())?;
+    note_rows(config.optimizer.batch_rows, train.len(), &mut progress);
     let model = adapted(start.score_model(seed, device)?, config.lora.as_ref(), seed)?;
     let trained =
         train_scorer(model, kind, (&train, &held_out), &config.preference, &config.optimizer, seed, &mut progress)?;

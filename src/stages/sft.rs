@@ -2,7 +2,7 @@
 
 use super::labelled::{DEMONSTRATIONS, Prepared};
 use super::saving::save_model;
-use super::{adapted, require_rows, save_adapter};
+use super::{adapted, note_rows, save_adapter};
 use crate::failure::Failure;
 use crate::progress::Progress;
 use crate::run;
@@ -17,7 +17,7 @@ pub(crate) fn supervised(config: &SftConfig, run: &RunDirectory) -> Result<Vec<(
     let mut progress = Progress::start("sft", &["loss", "held_out_loss"], run)?;
     let Prepared { start, train, held_out } =
         DEMONSTRATIONS.prepare(&config.model, &config.data, (seed, device), &mut progress)?;
-    require_rows(config.optimizer.batch_rows, train.len())?;
+    note_rows(config.optimizer.batch_rows, train.len(), &mut progress);
     let policy = adapted(start.policy(device)?, config.lora.as_ref(), seed)?;
     let (policy, figures) = train_supervised(policy, &train, &held_out, &config.optimizer, seed, &mut progress)?;
     save_adapter(&policy, config.model.from.as_deref(), run)?;

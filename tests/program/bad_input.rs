@@ -78,7 +78,7 @@ fn a_value_of_the_wrong_type_is_refused_with_its_key() {
 fn a_key_that_is_needed_and_absent_is_named() {
     let bench = Workbench::new();
     bench.write("recipe.toml", "[model]\nfrom = \"fixture/sft/model\"\n");
-    bench.refuse("sft --config recipe.toml --run run", &["recipe.toml", "missing field `data`"]);
+    bench.refuse("sft --config recipe.toml --run run", &["recipe.toml: data: is needed, and is not there"]);
 }
 
 #[test]
@@ -152,7 +152,7 @@ fn a_run_directory_with_something_in_it_is_left_alone() {
 fn a_run_directory_that_is_a_file_is_refused() {
     let bench = Workbench::new();
     bench.write("run", "a file");
-    bench.refuse(SFT, &["run: "]);
+    bench.refuse(SFT, &["run is a file: name a directory"]);
     assert_eq!(bench.read("run"), "a file");
 }
 
@@ -364,11 +364,9 @@ fn prompts_that_leave_no_room_for_an_answer_end_the_training() {
     let bench = Workbench::new();
     let prompt = json!({ "prompt": "water ".repeat(40) });
     bench.write("prompts.jsonl", format!("{prompt}\n"));
-    bench.fail_reading(
+    bench.refuse(
         &format!("{TRAIN} --set prompts.train=[{{path=\"prompts.jsonl\",format=\"prompts\"}}]"),
-        "",
-        4,
-        &["left no room for a response", "lower prompts.max_tokens"],
+        &["left out 1 rows of more than 31 tokens", "no prompt is left to use; look at prompts.max_tokens"],
     );
 }
 

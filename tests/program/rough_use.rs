@@ -132,7 +132,10 @@ fn a_drain_lifts_pauses_and_says_that_it_drains() {
     while !get(&address, "/v1/status").contains("\"state\":\"paused\"") {
         sleep(Duration::from_millis(5));
     }
-    assert!(get(&address, "/metrics").contains("saddle_actor_state{role=\"cost\",index=\"0\",state=\"paused\"} 1"));
+    let paused = "saddle_actor_state{role=\"cost\",index=\"0\",state=\"paused\"} 1";
+    while !get(&address, "/metrics").contains(paused) {
+        sleep(Duration::from_millis(5));
+    }
     tell_to_leave(&child);
     let said: Vec<String> = lines.collect();
     assert_eq!(child.wait().expect("the program ends").code(), Some(130), "{said:?}");

@@ -37,7 +37,7 @@ impl RunDirectory {
     /// errors with their path.
     pub fn create(path: impl Into<PathBuf>) -> Result<RunDirectory, StoreError> {
         let path = path.into();
-        fs::create_dir_all(&path).map_err(StoreError::io(&path))?;
+        make(&path)?;
         if is_empty(&path)? { Self::locked(path) } else { Err(StoreError::Occupied { path }) }
     }
 
@@ -49,7 +49,7 @@ impl RunDirectory {
     /// path costs nobody their files; [`StoreError::Locked`] if another process writes it; I/O errors with their path.
     pub fn overwrite(path: impl Into<PathBuf>) -> Result<RunDirectory, StoreError> {
         let path = path.into();
-        fs::create_dir_all(&path).map_err(StoreError::io(&path))?;
+        make(&path)?;
         let replaced = path.join(REPLACED);
         let is_run = path.join(CONFIG_FILE).is_file() || replaced.join(CONFIG_FILE).is_file();
         if !is_run && !is_empty(&path)? {
@@ -291,6 +291,14 @@ impl RunDirectory {
     /// Starts the run's evaluations.
     pub fn start_evaluations(&self) -> Result<EvaluationLog, StoreError> {
         EvaluationLog::create(self.evaluations_path(), self.samples_path())
+    }
+}
+
+/// Makes the directory of a run, with the folders above it.
+fn make(path: &Path) -> Result<(), StoreError> {
+    match fs::create_dir_all(path) {
+        Err(_) if path.is_file() => Err(StoreError::NotADirectory { path: path.to_owned() }),
+        made => made.map_err(StoreError::io(path)),
     }
 }
 

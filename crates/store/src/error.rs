@@ -31,6 +31,12 @@ pub enum StoreError {
         /// The directory.
         path: PathBuf,
     },
+    /// Where a run's directory should be is a file.
+    #[error("{} is a file: name a directory for the run", path.display())]
+    NotADirectory {
+        /// The file.
+        path: PathBuf,
+    },
     /// Another process writes the run.
     #[error(
         "{} is being written by process {process}: wait for it or stop it, or name another directory",

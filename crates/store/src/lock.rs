@@ -5,14 +5,18 @@ use crate::StoreError;
 use rustix::fs::{FlockOperation, flock};
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, Write};
-use std::path::Path;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
 /// The file's name in the run's directory.
 pub(crate) const LOCK_FILE: &str = "run.lock";
 
 /// Held for as long as the process writes the run.
 #[derive(Debug)]
-pub(crate) struct Lock(File);
+pub(crate) struct Lock {
+    file: File,
+    path: PathBuf,
+}
 
 impl Lock {
     /// Takes the lock of the run in `directory`.
@@ -21,8 +25,8 @@ impl Lock {
     /// [`StoreError::Locked`] if another process has it; I/O errors.
     pub(crate) fn take(directory: &Path) -> Result<Self, StoreError> {
         let path = directory.join(LOCK_FILE);
-        let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
-        let mut file = opened.map_err(StoreError::io(&path))?;
+        let open = || OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
+        let mut file = open().map_err(StoreError::io(&path))?;
         if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
             let mut process = String::new();
             // It is only for the message.
@@ -34,14 +38,23 @@ impl Lock {
             file.rewind()?;
             writeln!(file, "{}", std::process::id())
         };
+        let is_there = |file: &File| -> std::io::Result<bool> {
+            let (held, there) = (file.metadata()?, std::fs::metadata(&path));
+            Ok(there.is_ok_and(|there| (there.dev(), there.ino()) == (held.dev(), held.ino())))
+        };
+        if !is_there(&file).map_err(StoreError::io(&path))? {
+            // Whoever had it has just removed it.
+            return Self::take(directory);
+        }
         write(&mut file).map_err(StoreError::io(&path))?;
-        Ok(Self(file))
+        Ok(Self { file, path })
     }
 }
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        // Closing the file would do it too.
-        let _ = flock(&self.0, FlockOperation::Unlock);
+        // A file that stays is unlocked all the same, once it is closed.
+        let _ = std::fs::remove_file(&self.path);
+        let _ = flock(&self.file, FlockOperation::Unlock);
     }
 }
