@@ -37,7 +37,7 @@ pub struct System<E: Engines> {
 #[derive(Debug)]
 pub enum Event {
     /// An update was published.
-    Updated(Update),
+    Updated(Box<Update>),
     /// Nothing within the time given.
     Nothing,
     /// The run has made its updates, or has drained.
@@ -108,7 +108,7 @@ impl<E: Engines> System<E> {
         match self.updates.recv(&self.program.with_patience(patience)) {
             Ok(Some(update)) => {
                 self.run.meters.learnt(&update);
-                Event::Updated(update)
+                Event::Updated(Box::new(update))
             }
             Err(FlowError::Cancelled { reason, .. }) => Event::Stopped(reason),
             Ok(None) => Event::Over,
@@ -233,7 +233,7 @@ pub fn follow<E: Engines>(
 ) -> Result<(), Reason> {
     while Instant::now() < deadline {
         match system.next(Duration::from_millis(100)) {
-            Event::Updated(update) => updated(system, update),
+            Event::Updated(update) => updated(system, *update),
             Event::Nothing => {}
             Event::Over => return Ok(()),
             Event::Stopped(reason) => return Err(reason),

@@ -115,7 +115,7 @@ fn the_last_update_is_told_before_the_run_is_over() {
         let (mut updates, end) = (Vec::new(), deadline());
         loop {
             match system.next(Duration::ZERO) {
-                Event::Updated(update) => updates.push(update),
+                Event::Updated(update) => updates.push(*update),
                 Event::Over => break,
                 other => assert!(matches!(other, Event::Nothing) && Instant::now() < end, "{other:?}"),
             }

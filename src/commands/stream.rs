@@ -43,7 +43,7 @@ impl StreamArgs {
 
 /// Tells what somebody who uses this tokenizer should know.
 pub(super) fn say_notices(tokenizer: &Tokenizer) {
-    tokenizer.notices().iter().for_each(|notice| say(notice));
+    tokenizer.notices().into_iter().for_each(say);
 }
 
 /// An object with its line number.

@@ -3,7 +3,7 @@
 //!
 //! In the compiled template every operation that makes, compares or takes apart values is exchanged for a function here. It
 //! looks at the size of what it is given, does the same, and counts what came of it; a namespace that holds itself is too
-//! large in this sense. What is written goes through [`write`], and is counted too. Text of the template itself is written
+//! large in this sense. What is written goes through [`write()`], and is counted too. Text of the template itself is written
 //! without a count: the number of steps is what bounds it.
 
 use minijinja::machinery::{Instruction, Instructions};
