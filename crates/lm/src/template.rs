@@ -15,8 +15,8 @@ use minijinja::{AutoEscape, Environment, Error, ErrorKind};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::io::{self, Write};
-use std::sync::Arc;
-use std::sync::mpsc::{RecvTimeoutError, sync_channel};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -152,21 +152,46 @@ fn longest_text(instructions: &Instructions<'_>) -> usize {
     texts.max().unwrap_or(0)
 }
 
-/// What `work` gives on a thread of its own, with a deep stack and limited patience.
+/// What the thread for templates does next.
+type Job = Box<dyn FnOnce() + Send>;
+
+/// The way to that thread, which is started when there is work, and again after it was given up.
+static WORKER: Mutex<Option<Sender<Job>>> = Mutex::new(None);
+
+/// What `work` gives on a thread apart, with a deep stack and limited patience.
 fn apart<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Error> {
     let refuse = |message: String| Error::new(ErrorKind::InvalidOperation, message);
     let (sender, receiver) = sync_channel(1);
-    let send = move || drop(sender.send(work()));
-    let started = thread::Builder::new().name("template".to_owned()).stack_size(STACK_BYTES).spawn(send);
-    started.map_err(|error| refuse(format!("no thread to work on: {error}")))?;
+    hand_over(Box::new(move || drop(sender.send(work()))))
+        .map_err(|error| refuse(format!("no thread to work on: {error}")))?;
     let waited = match receiver.recv_timeout(PATIENCE) {
         Err(RecvTimeoutError::Timeout) => receiver.recv_timeout(PATIENCE),
         other => other,
     };
     waited.map_err(|error| match error {
-        RecvTimeoutError::Timeout => refuse(format!("takes longer than {} seconds", 2 * PATIENCE.as_secs())),
+        RecvTimeoutError::Timeout => {
+            // It is busy until its fuel is gone; others are not to wait for it.
+            *WORKER.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            refuse(format!("takes longer than {} seconds", 2 * PATIENCE.as_secs()))
+        }
         RecvTimeoutError::Disconnected => refuse("does not work".to_owned()),
     })
+}
+
+/// Gives the thread for templates a job.
+fn hand_over(job: Job) -> io::Result<()> {
+    let mut worker = WORKER.lock().unwrap_or_else(PoisonError::into_inner);
+    let unsent = match worker.as_ref() {
+        Some(sender) => sender.send(job).err().map(|unsent| unsent.0),
+        None => Some(job),
+    };
+    // None was started yet, or a template has ended it.
+    let Some(job) = unsent else { return Ok(()) };
+    let (sender, jobs) = channel::<Job>();
+    let work = move || jobs.into_iter().for_each(|job| job());
+    thread::Builder::new().name("template".to_owned()).stack_size(STACK_BYTES).spawn(work)?;
+    *worker = sender.send(job).is_ok().then_some(sender);
+    Ok(())
 }
 
 /// `raise_exception(message)`, by which a template refuses a conversation.
