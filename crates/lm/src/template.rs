@@ -15,7 +15,7 @@ use minijinja::{AutoEscape, Environment, Error, ErrorKind};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::io::{self, Write};
-use std::sync::mpsc::{RecvTimeoutError, Sender, channel, sync_channel};
+use std::sync::mpsc::{RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -152,11 +152,14 @@ fn longest_text(instructions: &Instructions<'_>) -> usize {
     texts.max().unwrap_or(0)
 }
 
+/// Renderings that may wait: each is waited for by a thread of its own.
+const JOBS: usize = 256;
+
 /// What the thread for templates does next.
 type Job = Box<dyn FnOnce() + Send>;
 
 /// The way to that thread, which is started when there is work, and again after it was given up.
-static WORKER: Mutex<Option<Sender<Job>>> = Mutex::new(None);
+static WORKER: Mutex<Option<SyncSender<Job>>> = Mutex::new(None);
 
 /// What `work` gives on a thread apart, with a deep stack and limited patience.
 fn apart<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Error> {
@@ -182,15 +185,19 @@ fn apart<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result
 fn hand_over(job: Job) -> io::Result<()> {
     let mut worker = WORKER.lock().unwrap_or_else(PoisonError::into_inner);
     let unsent = match worker.as_ref() {
-        Some(sender) => sender.send(job).err().map(|unsent| unsent.0),
+        Some(sender) => match sender.try_send(job) {
+            Ok(()) => None,
+            Err(TrySendError::Disconnected(job)) => Some(job),
+            Err(TrySendError::Full(_)) => return Err(io::Error::other("too many renderings wait")),
+        },
         None => Some(job),
     };
     // None was started yet, or a template has ended it.
     let Some(job) = unsent else { return Ok(()) };
-    let (sender, jobs) = channel::<Job>();
+    let (sender, jobs) = sync_channel::<Job>(JOBS);
     let work = move || jobs.into_iter().for_each(|job| job());
     thread::Builder::new().name("template".to_owned()).stack_size(STACK_BYTES).spawn(work)?;
-    *worker = sender.send(job).is_ok().then_some(sender);
+    *worker = sender.try_send(job).is_ok().then_some(sender);
     Ok(())
 }
 
