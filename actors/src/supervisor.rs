@@ -177,7 +177,7 @@ impl Actor for Supervisor {
                     curable: true,
                 });
                 if let Some(place) = state.leave(&cell) {
-                    state.failed(&myself, place, failure);
+                    state.failed(&myself, place, failure, Duration::ZERO);
                 }
             }
             _ => {}
@@ -256,13 +256,12 @@ impl State {
         Some(place)
     }
 
-    /// Sees to the restart of a stage, or ends the run.
-    fn failed(&mut self, myself: &ActorRef<Order>, (role, index): (Role, usize), failure: Failure) {
+    /// Sees to the restart of a stage that had hung for `hung`, or ends the run.
+    fn failed(&mut self, myself: &ActorRef<Order>, (role, index): (Role, usize), failure: Failure, hung: Duration) {
         let is_one_of_many = self.active(role).count() > 1;
         let Some(slot) = self.slots.get_mut(&(role, index)) else { return };
         let stage: Arc<str> = slot.stage.name().into();
         let Failure { cause, reason, curable } = failure;
-        let hung = if cause == Cause::Hang { slot.stage.pulse().age() } else { Duration::ZERO };
         let generation = slot.generation;
         let backoff = slot.restarts.next(Instant::now(), hung).filter(|_| curable);
         let is_given_up = slot.retired || backoff.is_none() && slot.added && is_one_of_many;
@@ -330,7 +329,7 @@ impl State {
                 actor.get_cell().unlink(myself.get_cell());
                 actor.stop(None);
             }
-            self.failed(myself, place, Failure { cause: Cause::Hang, reason, curable: true });
+            self.failed(myself, place, Failure { cause: Cause::Hang, reason, curable: true }, silence);
         }
         let busy = |wanted: fn(Role) -> bool| {
             self.slots.iter().any(|((role, _), slot)| {

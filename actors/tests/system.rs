@@ -396,3 +396,24 @@ proptest! {
         prop_assert_eq!(remains.counts.lost(), 0);
     }
 }
+
+#[test]
+fn a_stage_that_hangs_for_longer_than_the_window_each_time_ends_the_run() {
+    let mut plan = plan(1, 4, 1000);
+    plan.supervision = SupervisionSection {
+        heartbeat_seconds: 0.6,
+        restarts: 2,
+        window_seconds: 0.5,
+        backoff_seconds: 0.001,
+        ..plan.supervision
+    };
+    let hang: Mishap = Arc::new(|role, _| {
+        if role == Role::Scorer(Lane::Reward) {
+            std::thread::sleep(Duration::from_millis(1500));
+        }
+    });
+    let system = start(&plan, FakeEngines::failing(times(), hang));
+    let reason = follow(&system, deadline(), |_, _| ()).unwrap_err();
+    assert!(reason.contains("reward-0 failed more than 2 times within 0.5 s, the last time: hung"), "{reason}");
+    drop(system.finish(PATIENCE));
+}
