@@ -4,7 +4,7 @@
 use crate::cli::{ModelArgs, StreamArgs};
 use crate::console::say;
 use crate::failure::Failure;
-use saddle_data::{Turn, prompt_of};
+use saddle_data::{Turn, prompt_of, without_byte_order_mark};
 use saddle_lm::Tokenizer;
 use saddle_training::config::RunSection;
 use serde_json::{Map, Value, json};
@@ -14,8 +14,6 @@ use std::path::Path;
 
 /// Longest line that is read, in bytes.
 const LINE_LIMIT_BYTES: u64 = 16 << 20;
-/// What some editors write before the first letter of a UTF-8 file.
-const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 impl ModelArgs {
     /// The device and threads that these arguments ask for.
@@ -87,7 +85,7 @@ impl Lines {
             }
             let mut text = text.as_slice();
             if self.line == 1 {
-                text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text);
+                text = without_byte_order_mark(text);
             }
             if text.trim_ascii().is_empty() {
                 continue;

@@ -8,3 +8,6 @@ mod rollout;
 pub use ids::{PolicyVersion, PromptOrdinal};
 pub use problems::{Problem, Problems};
 pub use rollout::{Finish, Prompt, Rollout, ScoredRollout};
+
+/// What some editors write before the first letter of a UTF-8 file. Readers pass over it.
+pub const BYTE_ORDER_MARK: &str = "\u{feff}";

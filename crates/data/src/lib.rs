@@ -23,6 +23,7 @@ mod write;
 pub use error::{BadRow, DataError};
 pub use formats::prompt_of;
 pub use read::{Read, SkipCounts, SourceCounts, read_preferences, read_prompts, read_supervised};
+pub use records::without_byte_order_mark;
 pub use rows::{HasPrompt, Origin, PreferenceRow, PromptRow, Role, SupervisedRow, Turn};
 pub use source::{BadRowPolicy, Format, PairLabel, Source};
 pub use split::{Split, split_by_prompt, split_of};

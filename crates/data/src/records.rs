@@ -6,6 +6,7 @@
 
 use crate::{BadRow, DataError};
 use flate2::read::MultiGzDecoder;
+use saddle_core::BYTE_ORDER_MARK;
 use serde_json::Value;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Take};
@@ -153,9 +154,10 @@ impl Iterator for Lines {
     }
 }
 
-/// `bytes` without what some editors write before the first letter of a UTF-8 file.
-pub(crate) fn without_byte_order_mark(bytes: &[u8]) -> &[u8] {
-    bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes)
+/// `bytes` without the byte-order mark that they may begin with.
+#[must_use]
+pub fn without_byte_order_mark(bytes: &[u8]) -> &[u8] {
+    bytes.strip_prefix(BYTE_ORDER_MARK.as_bytes()).unwrap_or(bytes)
 }
 
 fn parse(line: &[u8]) -> Result<Value, BadRow> {

@@ -2,13 +2,11 @@
 //! that appear under their name only when they are complete.
 
 use crate::LmError;
+use saddle_core::BYTE_ORDER_MARK;
 use serde::de::DeserializeOwned;
 use std::fs::{self, File};
 use std::io::{BufWriter, Read, Write};
 use std::path::Path;
-
-/// What some editors write before the first letter of a UTF-8 file.
-const BYTE_ORDER_MARK: char = '\u{feff}';
 
 /// Opens a regular file, or a link to one. A pipe would be waited for, and a device read without end.
 ///
