@@ -2,10 +2,10 @@
 //! process ends, however it does.
 
 use crate::StoreError;
+use crate::files::is_in_place;
 use rustix::fs::{FlockOperation, flock};
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, Write};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// The file's name in the run's directory.
@@ -25,27 +25,23 @@ impl Lock {
     /// [`StoreError::Locked`] if another process has it; I/O errors.
     pub(crate) fn take(directory: &Path) -> Result<Self, StoreError> {
         let path = directory.join(LOCK_FILE);
-        let open = || OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
-        let mut file = open().map_err(StoreError::io(&path))?;
+        let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
+        let mut file = opened.map_err(StoreError::io(&path))?;
         if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
             let mut process = String::new();
             // It is only for the message.
             let _ = file.read_to_string(&mut process);
             return Err(StoreError::Locked { path: directory.to_owned(), process: process.trim().to_owned() });
         }
+        if !is_in_place(&file, &path).map_err(StoreError::io(&path))? {
+            // Whoever had it has just removed it.
+            return Self::take(directory);
+        }
         let write = |file: &mut File| {
             file.set_len(0)?;
             file.rewind()?;
             writeln!(file, "{}", std::process::id())
         };
-        let is_there = |file: &File| -> std::io::Result<bool> {
-            let (held, there) = (file.metadata()?, std::fs::metadata(&path));
-            Ok(there.is_ok_and(|there| (there.dev(), there.ino()) == (held.dev(), held.ino())))
-        };
-        if !is_there(&file).map_err(StoreError::io(&path))? {
-            // Whoever had it has just removed it.
-            return Self::take(directory);
-        }
         write(&mut file).map_err(StoreError::io(&path))?;
         Ok(Self { file, path })
     }

@@ -6,15 +6,14 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::{ErrorKind, Seek, SeekFrom, Write};
-use std::os::unix::fs::MetadataExt;
+use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
 use crate::StoreError;
-use crate::files::{read_json_lines, to_json_lines};
+use crate::files::{is_in_place, read_json_lines, to_json_lines};
 use crate::tensorboard::EventFile;
 
 /// One line of `metrics.jsonl`.
@@ -101,16 +100,6 @@ impl MetricsLog {
             }
         }
         written
-    }
-}
-
-/// Whether `path` still is the open `file`.
-fn is_in_place(file: &File, path: &Path) -> std::io::Result<bool> {
-    let open = file.metadata()?;
-    match fs::metadata(path) {
-        Ok(there) => Ok((there.dev(), there.ino()) == (open.dev(), open.ino())),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(error),
     }
 }
 
