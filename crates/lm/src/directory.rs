@@ -99,15 +99,20 @@ impl ModelDirectory {
     /// # Errors
     /// As [`DecoderConfig::read`], for both files; [`LmError::File`] and [`LmError::Model`] if the weights cannot be read.
     pub fn config(&self) -> Result<DecoderConfig, LmError> {
-        let mut config = DecoderConfig::read(&self.file(CONFIG_FILE))?;
-        let known = |id: &i64| usize::try_from(*id).is_ok_and(|id| id < config.vocab_size);
-        let named: Vec<i64> = self.generation_end_tokens()?.into_iter().filter(known).collect();
-        config = config.with_end_tokens(named);
+        let mut config = self.stated_config()?;
         if config.tie_word_embeddings && StoredWeights::are_in(&self.path) {
             let stored = StoredWeights::open(&self.path, config.architecture)?;
             config.tie_word_embeddings = !stored.has_own_head(config.architecture.embedding_name())?;
         }
         Ok(config)
+    }
+
+    /// The same by the two configuration files alone, without a look at the weights.
+    fn stated_config(&self) -> Result<DecoderConfig, LmError> {
+        let config = DecoderConfig::read(&self.file(CONFIG_FILE))?;
+        let known = |id: &i64| usize::try_from(*id).is_ok_and(|id| id < config.vocab_size);
+        let named: Vec<i64> = self.generation_end_tokens()?.into_iter().filter(known).collect();
+        Ok(config.with_end_tokens(named))
     }
 
     /// What `generation_config.json`, if there is one, names as the end of an answer.
@@ -140,7 +145,7 @@ impl ModelDirectory {
     /// that the model was trained with.
     pub fn tokenizer(&self) -> Result<Tokenizer, LmError> {
         let mut tokenizer = Tokenizer::load(&self.path)?;
-        let config = self.config()?;
+        let config = self.stated_config()?;
         self.expect_tokenizer(&config, &tokenizer, self.card()?.as_ref())?;
         tokenizer.complete([
             ("bos_token", config.bos_token_id),
@@ -163,7 +168,7 @@ impl ModelDirectory {
 
     /// The headers of the weights.
     pub(crate) fn stored_weights(&self) -> Result<StoredWeights, LmError> {
-        StoredWeights::open(&self.path, self.config()?.architecture)
+        StoredWeights::open(&self.path, self.stated_config()?.architecture)
     }
 
     /// As [`Self::weights`], from headers that were read before.
