@@ -4,10 +4,11 @@
 //! be mended.
 
 use crate::failure::Failure;
-use saddle_core::Problems;
+use saddle_core::{BYTE_ORDER_MARK, Problems};
 use saddle_training::config::Validate;
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
+use std::cell::LazyCell;
 use std::path::Path;
 use toml::{Table, Value};
 
@@ -36,8 +37,7 @@ fn read(path: &Path) -> std::io::Result<String> {
         return Err(std::io::Error::other(format!("it is longer than {MOST_BYTES} bytes")));
     }
     let text = std::fs::read_to_string(path)?;
-    // What some editors begin a file with.
-    Ok(text.strip_prefix('\u{feff}').map_or(text.clone(), str::to_owned))
+    Ok(text.strip_prefix(BYTE_ORDER_MARK).map(str::to_owned).unwrap_or(text))
 }
 
 /// The same for the `text` of a recipe; `origin` names it in messages.
@@ -50,7 +50,8 @@ pub(crate) fn parse<C: DeserializeOwned + JsonSchema + Validate>(
     for text in overrides {
         apply(&mut table, text)?;
     }
-    let (mut unknown, schema) = (Problems::default(), schemars::schema_for!(C));
+    let mut unknown = Problems::default();
+    let schema = LazyCell::new(|| schemars::schema_for!(C));
     let mut track = serde_path_to_error::Track::new();
     let tracked = serde_path_to_error::Deserializer::new(Value::Table(table), &mut track);
     let parsed = serde_ignored::deserialize(tracked, |key| {

@@ -35,15 +35,15 @@ impl Failure {
     }
 
     /// The same failure, with more to say.
-    pub(crate) fn and(self, more: &str) -> Self {
-        let add = |message| format!("{message}; {more}");
-        match self {
-            Self::Usage(message) => Self::Usage(add(message)),
-            Self::Environment(message) => Self::Environment(add(message)),
-            Self::Run(message) => Self::Run(add(message)),
-            Self::LimitBroken(message) => Self::LimitBroken(add(message)),
-            Self::Interrupted(message) => Self::Interrupted(add(message)),
-        }
+    pub(crate) fn and(mut self, more: &str) -> Self {
+        let (Self::Usage(message)
+        | Self::Environment(message)
+        | Self::Run(message)
+        | Self::LimitBroken(message)
+        | Self::Interrupted(message)) = &mut self;
+        message.push_str("; ");
+        message.push_str(more);
+        self
     }
 
     /// Something that the machine lacks.
